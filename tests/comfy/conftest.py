@@ -1,0 +1,80 @@
+"""`comfy`: one real ComfyUI for the whole session; `new_comfy`: one for a test that breaks it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from helios_setup.comfyui import existing_tree
+from helios_setup.server import ComfyServer
+from helios_setup.workflow import VARIANTS
+
+
+def _load_harness() -> ModuleType:
+    """`server.py` beside this file; test folders are not packages, so it cannot be imported by name."""
+    spec = importlib.util.spec_from_file_location("helios_comfy_harness", Path(__file__).with_name("server.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+harness = _load_harness()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.comfy)
+
+
+@pytest.fixture(scope="session")
+def comfyui_tree() -> Path:
+    """The ComfyUI folder: COMFYUI_PATH, or what `run.py setup` unpacked."""
+    tree = existing_tree()
+    if tree is None:
+        pytest.skip("no ComfyUI: run `python run.py setup`, or set COMFYUI_PATH to a checkout")
+    return tree
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tiny_folder: Callable[[str], Path]) -> dict[str, Path]:
+    """helios-tiny of every variant, by the name it has under models/diffusers."""
+    return {f"helios-tiny-{variant}": tiny_folder(variant) for variant in VARIANTS}
+
+
+@pytest.fixture(scope="session")
+def comfy(
+    comfyui_tree: Path, tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ComfyServer]:
+    """The session's server: CPU, everything in fp32, latent previews on, helios-tiny-{base,mid,distilled} present.
+
+    Tests leave it serving. Its base directory is `comfy.log_file.parent` (output/, input/, models/ inside).
+    """
+    base = harness.make_base(tmp_path_factory.mktemp("comfy"), tiny_models)
+    arguments = ("--cpu", "--force-fp32", "--fp32-text-enc", "--preview-method", "latent2rgb")
+    with harness.comfy_server(comfyui_tree, base, arguments) as server:
+        yield server
+
+
+@pytest.fixture
+def new_comfy(comfyui_tree: Path, tiny_models: dict[str, Path], tmp_path: Path) -> Iterator[Callable[..., ComfyServer]]:
+    """`new_comfy(arguments=("--cpu",), packs=None)`: start another server on this test's own base directory.
+
+    Calling it again starts on the same base, as after a crash. All are stopped at the test's end.
+    """
+    started: list[ComfyServer] = []
+
+    def start(arguments: Sequence[str] = ("--cpu",), packs: dict[str, Path] | None = None) -> ComfyServer:
+        base = harness.make_base(tmp_path / "comfy", tiny_models, packs)
+        server = harness.comfy_server(comfyui_tree, base, arguments)
+        started.append(server)
+        return server.start()
+
+    yield start
+    for server in started:
+        server.stop()

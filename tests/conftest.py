@@ -1,0 +1,81 @@
+"""What every test may use: the checkout's tools by import, tiny checkpoints, and the marks' meaning."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MOST_THREADS = 4
+
+
+def _import_helios_setup() -> None:
+    """Make `helios_setup` importable without the checkout on sys.path.
+
+    The checkout's `nodes` package would hide ComfyUI's module of that name there.
+    """
+    folder = ROOT / "helios_setup"
+    spec = importlib.util.spec_from_file_location(
+        "helios_setup", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["helios_setup"] = module
+    spec.loader.exec_module(module)
+
+
+_import_helios_setup()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--run-slow"):
+        _skip(items, "slow", "slow: run with --run-slow")
+    if any(item.get_closest_marker("gpu") for item in items):
+        import torch
+
+        if not torch.cuda.is_available():
+            _skip(items, "gpu", "needs a CUDA device")
+
+
+def _skip(items: list[pytest.Item], mark: str, reason: str) -> None:
+    for item in items:
+        if item.get_closest_marker(mark):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads() -> None:
+    """Few threads: the tensors are tiny, and many threads cost more than they give."""
+    if "OMP_NUM_THREADS" not in os.environ and "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(min(MOST_THREADS, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
+    """`tiny_folder("distilled")`: a helios-tiny checkpoint in the released layout, written once a session.
+
+    Read-only by agreement: a test that damages files copies the folder first.
+    """
+    from helios_core.tiny import write_tiny
+
+    written: dict[str, Path] = {}
+
+    def folder(variant: str = "distilled") -> Path:
+        if variant not in written:
+            target = tmp_path_factory.mktemp("helios-tiny") / f"helios-tiny-{variant}"
+            write_tiny(target, variant=variant)
+            written[variant] = target
+        return written[variant]
+
+    yield folder
