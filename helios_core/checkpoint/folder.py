@@ -1,0 +1,110 @@
+"""The released folder layout: model_index.json, configurations and sharded safetensors."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import HeliosError
+
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+PIPELINE_CLASSES = ("HeliosPipeline", "HeliosPyramidPipeline")
+
+
+@dataclass(frozen=True)
+class ReleasedFolder:
+    """What a released folder says about itself, read without touching weights.
+
+    ``variant`` is ``base``, ``mid`` or ``distilled``; the three configurations are the raw JSON.
+    """
+
+    path: Path
+    variant: str
+    transformer: dict[str, Any]
+    scheduler: dict[str, Any]
+    is_cfg_zero_star: bool
+
+
+def open_folder(path: str | Path) -> ReleasedFolder:
+    """Reads a released folder's configuration.
+
+    Raises:
+        HeliosError: not a folder, or not a Helios folder.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise HeliosError(f"model folder {path} does not exist; give the folder that holds model_index.json.")
+    index = read_json(path / "model_index.json")
+    name = index.get("_class_name")
+    if name not in PIPELINE_CLASSES:
+        raise HeliosError(
+            f"{path} holds a {name} model, not Helios; use a folder whose model_index.json names HeliosPipeline "
+            "or HeliosPyramidPipeline."
+        )
+    if name == "HeliosPipeline":
+        variant = "base"
+    else:
+        variant = "distilled" if index.get("is_distilled") else "mid"
+    return ReleasedFolder(
+        path=path,
+        variant=variant,
+        transformer=read_json(path / "transformer" / "config.json"),
+        scheduler=read_json(path / "scheduler" / "scheduler_config.json"),
+        is_cfg_zero_star=bool(index.get("is_cfg_zero_star", False)),
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from disk, or a HeliosError that names the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise HeliosError(f"{path} is missing; download the folder again.") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise HeliosError(f"{path} cannot be read ({error}); download it again.") from None
+    if not isinstance(content, dict):
+        raise HeliosError(f"{path} holds no JSON object; download it again.")
+    return content
+
+
+def weight_files(folder: Path, stem: str = WEIGHTS_NAME) -> list[Path]:
+    """The safetensors files of a component: the shards its index names, else the single file."""
+    index = folder / f"{stem}.index.json"
+    if not index.exists():
+        return [existing_file(folder / stem)]
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise HeliosError(f"{index} has no weight_map; download it again.")
+    names = sorted(set(weight_map.values()))
+    foreign = [name for name in names if Path(name).name != name]
+    if foreign:
+        raise HeliosError(f"{index} names shards outside its folder ({foreign[0]}); download it again.")
+    return [existing_file(folder / name) for name in names]
+
+
+def existing_file(path: Path) -> Path:
+    """``path`` if it is a file, else a HeliosError that names it."""
+    if not path.is_file():
+        raise HeliosError(f"{path} is missing; download the folder again.")
+    return path
+
+
+def read_tensors(files: list[Path]) -> dict[str, Tensor]:
+    """Tensors of all files, memory-mapped.
+
+    Raises:
+        HeliosError: a file is truncated, or is no safetensors file.
+    """
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as reader:
+                tensors.update({key: reader.get_tensor(key) for key in reader.keys()})  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise HeliosError(f"{file} is not a complete safetensors file ({error}); download it again.") from None
+    return tensors

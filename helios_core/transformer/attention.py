@@ -1,0 +1,106 @@
+"""Attention: one callable interface, and the two attention layers of a block."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .rope import apply_rope
+
+HISTORY_KEY_MAX_SCALE = 10.0
+
+
+class AttentionFunction(Protocol):
+    """q [B,Lq,heads*D], k and v [B,Lk,heads*D] -> [B,Lq,heads*D]: the signature of ComfyUI's attention."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor: ...
+
+
+def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """PyTorch's scaled dot product attention, unmasked."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class SelfAttention(nn.Module):
+    """Joint attention over history and noisy tokens, with rotary positions."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        eps: float,
+        amplify_history: str | None,
+        operations: Any,
+        device: torch.device | None,
+        dtype: torch.dtype | None,
+    ):
+        super().__init__()
+        self.heads = heads
+        _add_projections(self, dim, eps, operations, device, dtype)
+        if amplify_history is not None:
+            count = heads if amplify_history == "per_head" else 1
+            self.history_key_scale = nn.Parameter(torch.ones(count, device=device, dtype=torch.float32))
+        else:
+            self.history_key_scale = None
+
+    def forward(
+        self, x: Tensor, rope: Tensor, history_length: int, attention: AttentionFunction, queries_from: int = 0
+    ) -> Tensor:
+        """x [B,L,C] (history tokens first) -> [B,L-queries_from,C].
+
+        ``queries_from`` drops the output of leading tokens that nobody reads (the last block's history).
+        """
+        q = self._rotated(self.norm_q(self.q(x[:, queries_from:])), rope[queries_from:])
+        k = self._rotated(self.norm_k(self.k(x)), rope)
+        if self.history_key_scale is not None and history_length:
+            k = self._amplify_history(k, history_length)
+        return self.o(attention(q, k, self.v(x), self.heads))
+
+    def _rotated(self, x: Tensor, rope: Tensor) -> Tensor:
+        return apply_rope(x.unflatten(-1, (self.heads, -1)), rope).flatten(-2)
+
+    def _amplify_history(self, k: Tensor, history_length: int) -> Tensor:
+        scale = 1.0 + torch.sigmoid(self.history_key_scale.to(k.device)) * (HISTORY_KEY_MAX_SCALE - 1.0)
+        history = k[:, :history_length].unflatten(-1, (self.heads, -1)) * scale.view(-1, 1)
+        return torch.cat([history.flatten(-2).to(k.dtype), k[:, history_length:]], dim=1)
+
+
+class CrossAttention(nn.Module):
+    """Attention to the text; its keys and values are prepared once per prompt."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        eps: float,
+        operations: Any,
+        device: torch.device | None,
+        dtype: torch.dtype | None,
+    ):
+        super().__init__()
+        self.heads = heads
+        _add_projections(self, dim, eps, operations, device, dtype)
+
+    def prepare(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Projected text [B,512,C] -> keys and values, each [B,512,C]."""
+        return self.norm_k(self.k(text)), self.v(text)
+
+    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], attention: AttentionFunction) -> Tensor:
+        """x [B,L,C] -> [B,L,C]."""
+        k, v = keys_values
+        return self.o(attention(self.norm_q(self.q(x)), k, v, self.heads))
+
+
+def _add_projections(module: nn.Module, dim: int, eps: float, operations: Any, device, dtype) -> None:
+    for name in ("q", "k", "v", "o"):
+        setattr(module, name, operations.Linear(dim, dim, device=device, dtype=dtype))
+    for name in ("norm_q", "norm_k"):
+        setattr(
+            module,
+            name,
+            operations.RMSNorm(dim, eps=eps, elementwise_affine=True, device=device, dtype=dtype),
+        )
