@@ -1,0 +1,74 @@
+"""The chunk loop: each chunk is denoised from what came before it (arXiv 2603.04379, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .errors import HeliosError
+from .history import History, check_size
+from .samplers import OnStep, Velocity, draw_noise
+
+VelocityFactory = Callable[[History], Velocity]
+"""Prepares the network for one chunk: text in force and history context are fixed for all of its steps."""
+
+
+class ChunkSampler(Protocol):
+    """What the samplers of ``helios_core.samplers`` have in common."""
+
+    @property
+    def size_multiple(self) -> int: ...
+
+    def total_steps(self, chunk: int) -> int: ...
+
+    def sample(
+        self,
+        velocity: Velocity,
+        noise: Tensor,
+        generator: torch.Generator,
+        chunk: int,
+        on_step: OnStep | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor: ...
+
+
+def check_chain(sampler: ChunkSampler, history: History, num_chunks: int) -> None:
+    """Refuses a chain that cannot be sampled, before any sampling starts.
+
+    Raises:
+        HeliosError: no chunks, or a size that the sampler's pyramid cannot divide.
+    """
+    if num_chunks < 1:
+        raise HeliosError(f"num_chunks={num_chunks} must be at least 1; one chunk is 33 frames.")
+    check_size(history.width, history.height, sampler.size_multiple)
+
+
+def sample_chunks(
+    velocity_for: VelocityFactory,
+    sampler: ChunkSampler,
+    history: History,
+    num_chunks: int,
+    generator: torch.Generator,
+    seed: int | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    on_step: Callable[[int], OnStep] | None = None,
+) -> Iterator[tuple[Tensor, History]]:
+    """Yields each chunk's latents [B,16,9,H/8,W/8] (normalised model space) with the history after it.
+
+    Args:
+        generator: one generator for the whole video; per chunk it draws the noise, then the block noise.
+        device: where the network runs; noise is drawn on the generator's device and moved.
+        dtype: the network's type.
+        on_step: given a chunk's index, returns the callback for its steps.
+    """
+    check_chain(sampler, history, num_chunks)
+    for _ in range(num_chunks):
+        noise = draw_noise(history.chunk_shape, generator).to(device)
+        callback = on_step(history.chunk) if on_step else None
+        latents = sampler.sample(velocity_for(history), noise, generator, history.chunk, callback, dtype)
+        history = history.after(latents, generator, seed)
+        yield latents, history

@@ -1,0 +1,78 @@
+"""Stage tables, schedules and noise against diffusers' schedulers and pipeline."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers import HeliosDMDScheduler, HeliosPyramidPipeline
+
+from helios_core.errors import HeliosError
+from helios_core.samplers import SchedulerConfig
+from helios_core.samplers.noise import block_noise_factor, draw_block_noise
+from helios_core.samplers.schedule import dmd_schedule, dynamic_shift, stage_tables
+
+RELEASED = {"use_dynamic_shifting": True, "time_shift_type": "linear"}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 30])
+@pytest.mark.parametrize("amplified", [False, True])
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("tokens", [540, 2160, 36])
+def test_dmd_schedule(steps, amplified, stage, tokens):
+    scheduler = HeliosDMDScheduler(**RELEASED)
+    mu = dynamic_shift(tokens)
+    scheduler.set_timesteps(steps, stage, mu=mu, is_amplify_first_chunk=amplified)
+    config = SchedulerConfig()
+    ours = dmd_schedule(config, stage_tables(config)[stage], steps, mu, amplified)
+    assert np.allclose(ours.timesteps, scheduler.timesteps, rtol=0, atol=1e-9)
+    assert np.allclose(ours.sigmas, scheduler.sigmas, rtol=0, atol=1e-12)
+    assert [int(t) for t in ours.timesteps] == scheduler.timesteps.to(torch.int64).tolist()
+
+
+def test_released_figures():
+    """The values of arXiv 2603.04379's released schedule at 384x640, computed by hand once."""
+    config = SchedulerConfig()
+    stages = stage_tables(config)
+    assert [round(dynamic_shift(n), 5) for n in (540, 2160, 8640)] == [0.54807, 0.82229, 1.91917]
+    assert [round(s.timestep_max, 2) for s in stages] == [999.0, 743.26, 385.61]
+    assert [round(s.renoise_signal, 5) for s in stages[1:]] == [0.60012, 0.74981]
+    assert [round(s.renoise_noise, 5) for s in stages[1:]] == [0.69261, 0.43334]
+    two = [dmd_schedule(config, s, 2, dynamic_shift(n), False) for s, n in zip(stages, (540, 540, 2160), strict=True)]
+    assert [[int(t) for t in s.timesteps] for s in two] == [[998, 833], [742, 512], [385, 174]]
+    assert [round(x, 4) for x in two[0].sigmas] == [0.9982, 0.3540, 0.0]
+
+
+def test_block_noise_equals_reference():
+    class Host:
+        scheduler = HeliosDMDScheduler(**RELEASED)
+
+    shape = (2, 16, 9, 8, 12)
+    expected = HeliosPyramidPipeline.sample_block_noise(
+        Host(), *shape, device=torch.device("cpu"), generator=torch.Generator().manual_seed(5)
+    )
+    result = draw_block_noise(shape, 1 / 3, torch.Generator().manual_seed(5))
+    assert (result - expected).abs().max() <= 2e-6
+
+
+def test_block_noise_factor_is_a_factor():
+    for gamma in (0.1, 0.25, 1 / 3):
+        factor = block_noise_factor(gamma).double()
+        covariance = (1 + gamma) * torch.eye(4) - gamma * torch.ones(4, 4)
+        assert (factor @ factor.T - covariance).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"stages": 2}, "does not fit stages=2"),
+        ({"stage_range": (0, 0.5, 0.4, 1)}, "must rise from 0 to 1"),
+        ({"gamma": 0}, "gamma=0 must be above 0"),
+        ({"gamma": math.nan}, "gamma=nan must be above 0"),
+        ({"time_shift_type": "cubic"}, "'cubic' is unknown"),
+        ({"use_dynamic_shifting": False}, "is not supported"),
+    ],
+)
+def test_bad_scheduler_config_is_named(config, message):
+    with pytest.raises(HeliosError, match=message):
+        SchedulerConfig(**config)
