@@ -1,0 +1,241 @@
+"""Chunk nodes: one chunk, a chain of chunks, and their frames."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import comfy.model_management
+import comfy.samplers
+import latent_preview
+import torch
+from comfy.utils import PROGRESS_BAR_ENABLED, ProgressBar
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..helios_core.chain import check_chain
+from ..helios_core.errors import HeliosError
+from ..helios_core.history import CHUNK_LATENT_FRAMES, LATENT_CHANNELS, History
+from ..helios_core.samplers import draw_noise
+from .history import MAX_SEED, HistoryType
+from .model import HISTORY_KEY
+from .prepared import PREPARED_KEY, PreparedInputs
+from .prompts import conditioning_at, schedule_of
+from .samplers import HeliosSampler, check_model
+
+
+class ChainRun:
+    """Samples the chunks of one node: one guider, one ``guider.sample`` per chunk."""
+
+    def __init__(
+        self, model: Any, positive: list, negative: list, cfg: float, sampler: Any, history: History, num_chunks: int
+    ):
+        if not isinstance(sampler, HeliosSampler):
+            raise HeliosError(
+                f"sampler is a {type(sampler).__name__}, not a Helios sampler; connect a Helios sampler node."
+            )
+        check_model(model.model, model.get_model_object("model_sampling"), sampler.settings)
+        check_chain(sampler.settings, history, num_chunks)
+        for name, conditioning in (("positive", positive), ("negative", negative)):
+            check_conditioning(name, conditioning)
+        self.sampler, self.model = sampler, model
+        self.positive, self.negative = positive, negative
+        self.in_force: tuple[list, list] | None = None
+        self.guider = comfy.samplers.CFGGuider(model.clone())
+        # Guidance runs only above 1 (DESIGN section 6.7); core would also guide below.
+        self.guider.set_cfg(max(cfg, 1.0))
+        steps = [sampler.settings.total_steps(history.chunk + i) for i in range(num_chunks)]
+        self.bar = ProgressBar(sum(steps))
+        self.steps_done = 0
+        self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+
+    def sample(self, history: History, seed: int) -> tuple[Tensor, History]:
+        """The next chunk's latents in VAE space [B,16,9,H/8,W/8], and the history after it."""
+        self._set_conditions(history)
+        generator = history.generator(seed)
+        noise = draw_noise(history.chunk_shape, generator)
+        sampler = self.sampler.with_generator(generator)
+        steps = sampler.settings.total_steps(history.chunk)
+        samples = self.guider.sample(
+            noise,
+            torch.zeros_like(noise),
+            sampler,
+            torch.linspace(1.0, 0.0, steps + 1),
+            callback=self._report,
+            disable_pbar=not PROGRESS_BAR_ENABLED,
+            seed=seed,
+        )
+        self.steps_done += steps
+        latents = sampler.chunk_latents.to("cpu")
+        return samples.to(comfy.model_management.intermediate_device()), history.after(latents, generator, seed)
+
+    def _set_conditions(self, history: History) -> None:
+        """Sets the prompts and the history in force.
+
+        While prompts stay, so do the ids that core gave the conditions, and with them the prepared text.
+        """
+        prompts = (conditioning_at(self.positive, history.chunk), conditioning_at(self.negative, history.chunk))
+        options = self.guider.model_options["transformer_options"]
+        if self.in_force is None or any(a is not b for a, b in zip(prompts, self.in_force, strict=True)):
+            self.in_force = prompts
+            options[PREPARED_KEY] = PreparedInputs()
+            self.guider.set_conds(*prompts)
+        options[PREPARED_KEY].next_chunk()
+        for conds in self.guider.original_conds.values():
+            for cond in conds:
+                cond[HISTORY_KEY] = history
+
+    def _report(self, step: int, x0: Tensor, _x: Tensor, _total: int) -> None:
+        preview = None
+        if self.previewer is not None:
+            preview = self.previewer.decode_latent_to_preview_image("JPEG", x0)
+        self.bar.update_absolute(self.steps_done + step + 1, None, preview)
+
+
+def check_conditioning(name: str, conditioning: list) -> None:
+    """Refuses what a pyramid of sizes cannot follow."""
+    if not conditioning:
+        raise HeliosError(f"{name} is empty; connect a CLIP Text Encode node.")
+    for _, options in (entry for _, row in schedule_of(conditioning).rows for entry in row):
+        used = [key for key in ("area", "mask", "control", "gligen") if key in options]
+        if used:
+            raise HeliosError(f"{name} uses {used[0]}, which Helios does not support; remove that conditioning node.")
+
+
+def chunk_inputs() -> list[io.Input]:
+    """The inputs that Sample Chunk and Chunk Chain share."""
+    return [
+        io.Model.Input("model", tooltip="A Helios model; LoRA and compile nodes may come in between."),
+        io.Conditioning.Input("positive", tooltip="What the video should show: a prompt, or a Helios Prompt Schedule."),
+        io.Conditioning.Input("negative", tooltip="What it should not show; used where cfg is above 1."),
+        io.Float.Input(
+            "cfg",
+            default=1.0,
+            min=0.0,
+            max=30.0,
+            step=0.1,
+            round=0.01,
+            tooltip="Guidance scale. Released: 1 for Distilled (no guidance, twice as fast), 5 for Base and Mid.",
+        ),
+        io.Sampler.Input("sampler", tooltip="The Helios sampler node of the model's variant."),
+        HistoryType.Input("history", tooltip="What came before: an empty history, or the last chunk's."),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=MAX_SEED,
+            control_after_generate=io.ControlAfterGenerate.fixed,
+            tooltip="The same seed gives the same video. Later chunks with the first one's seed continue its "
+            "random numbers; another seed rolls the video again from that chunk on.",
+        ),
+    ]
+
+
+def chunk_outputs(latent_tooltip: str) -> list[io.Output]:
+    return [
+        io.Latent.Output(display_name="latent", tooltip=latent_tooltip),
+        HistoryType.Output(display_name="history", tooltip="What the next chunk continues from."),
+    ]
+
+
+class HeliosSampleChunk(io.ComfyNode):
+    """Samples the next chunk: 33 frames that follow the history."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HeliosSampleChunk",
+            display_name="Helios Sample Chunk",
+            category="Helios/sampling",
+            description="Samples the next chunk, 33 frames that follow the history. Chain several by their history "
+            "to change the prompt in the middle of a video.",
+            search_aliases=["helios ksampler", "helios next chunk", "helios extend"],
+            inputs=chunk_inputs(),
+            outputs=chunk_outputs("This chunk's 9 latent frames. Decode it with Helios Decode or VAE Decode."),
+        )
+
+    @classmethod
+    def execute(cls, model, positive, negative, cfg, sampler, history, seed) -> io.NodeOutput:
+        run = ChainRun(model, positive, negative, cfg, sampler, history, 1)
+        samples, history = run.sample(history, seed)
+        return io.NodeOutput({"samples": samples}, history)
+
+
+class HeliosChunkChain(io.ComfyNode):
+    """Samples several chunks one after the other, with the history passed on."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HeliosChunkChain",
+            display_name="Helios Chunk Chain",
+            category="Helios/sampling",
+            description="Samples several chunks of 33 frames one after the other: the same video as that many "
+            "Sample Chunk nodes in a row.",
+            search_aliases=["helios long video", "helios sampler", "helios text to video"],
+            inputs=[
+                *chunk_inputs(),
+                io.Int.Input(
+                    "num_chunks",
+                    default=3,
+                    min=1,
+                    max=10000,
+                    tooltip="Length of the video: each chunk is 33 frames, 1.4 seconds at 24 fps; 44 make a minute.",
+                ),
+            ],
+            outputs=chunk_outputs("All chunks, 9 latent frames each. Decode them with Helios Decode."),
+        )
+
+    @classmethod
+    def execute(cls, model, positive, negative, cfg, sampler, history, seed, num_chunks) -> io.NodeOutput:
+        run = ChainRun(model, positive, negative, cfg, sampler, history, num_chunks)
+        chunks = []
+        for _ in range(num_chunks):
+            samples, history = run.sample(history, seed)
+            chunks.append(samples)
+        return io.NodeOutput({"samples": torch.cat(chunks, dim=2)}, history)
+
+
+class HeliosDecode(io.ComfyNode):
+    """Decodes chunks one at a time: each is a causal sequence of its own."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HeliosDecode",
+            display_name="Helios Decode",
+            category="Helios/latent",
+            description="Decodes a chain chunk by chunk, 9 latent frames to 33 frames. VAE Decode would run across "
+            "chunk boundaries and lose frames there.",
+            search_aliases=["helios vae decode", "helios frames"],
+            inputs=[
+                io.Latent.Input("latent", tooltip="The latent of Sample Chunk or Chunk Chain."),
+                io.Vae.Input("vae", tooltip="Helios VAE Loader, or core's Load VAE with the Wan 2.1 VAE."),
+            ],
+            outputs=[io.Image.Output(tooltip="33 frames per chunk. Connect it to Create Video.")],
+        )
+
+    @classmethod
+    def execute(cls, latent: dict, vae: Any) -> io.NodeOutput:
+        samples = latent["samples"]
+        check_chain_latents(samples)
+        batch, _, frames, _, _ = samples.shape
+        chunks = frames // CHUNK_LATENT_FRAMES
+        bar = ProgressBar(batch * chunks)
+        decoded = []
+        for clip in samples:
+            for chunk in clip.split(CHUNK_LATENT_FRAMES, dim=1):
+                comfy.model_management.throw_exception_if_processing_interrupted()
+                decoded.append(vae.decode(chunk.unsqueeze(0)).flatten(0, -4))
+                bar.update(1)
+        return io.NodeOutput(torch.cat(decoded))
+
+
+def check_chain_latents(samples: Tensor) -> None:
+    """Refuses latents that are not whole chunks."""
+    fits = samples.ndim == 5 and samples.shape[1] == LATENT_CHANNELS and samples.shape[2] % CHUNK_LATENT_FRAMES == 0
+    if not fits or not math.prod(samples.shape):
+        raise HeliosError(
+            f"latent has shape {list(samples.shape)}; connect the latent of Helios Sample Chunk or Chunk Chain, "
+            "[B,16,9n,H/8,W/8]."
+        )

@@ -1,0 +1,90 @@
+"""Which model names the loaders offer, and where each one lies on disk."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import folder_paths
+
+from ..helios_core.checkpoint.folder import PIPELINE_CLASSES
+from ..helios_core.errors import HeliosError
+from ..helios_core.tiny import VARIANTS, write_tiny
+
+DIFFUSERS = "diffusers"
+TINY_PREFIX = "helios-tiny-"
+TINY_NAMES = tuple(TINY_PREFIX + variant for variant in VARIANTS)
+RELEASED = {
+    "Helios-Distilled": "BestWishYsh/Helios-Distilled",
+    "Helios-Mid": "BestWishYsh/Helios-Mid",
+    "Helios-Base": "BestWishYsh/Helios-Base",
+}
+
+log = logging.getLogger(__name__)
+
+
+def folder_choices() -> list[str]:
+    """Helios folders under models/diffusers, then helios-tiny, then released models that are not installed yet.
+
+    Names that are not installed stay choosable so that a shared workflow opens intact; running one is refused
+    with what to download.
+    """
+    installed = installed_folders()
+    return list(dict.fromkeys([*installed, *TINY_NAMES, *RELEASED]))
+
+
+def default_choice() -> str:
+    """A real model where one is installed (Distilled first), else helios-tiny."""
+    installed = [name for name in installed_folders() if name not in TINY_NAMES]
+    preferred = [name for name in RELEASED if name in installed]
+    return (preferred or installed or [TINY_PREFIX + "distilled"])[0]
+
+
+def installed_folders() -> dict[str, Path]:
+    """Helios folders under models/diffusers by name; the first of equal names wins, as in core."""
+    found: dict[str, Path] = {}
+    for root in map(Path, folder_paths.get_folder_paths(DIFFUSERS)):
+        if not root.is_dir():
+            continue
+        for folder in sorted(root.iterdir()):
+            if folder.name not in found and _is_helios(folder):
+                found[folder.name] = folder
+    return found
+
+
+def check_installed(name: str) -> str | None:
+    """Why ``name`` cannot be loaded, in one sentence; None where it can."""
+    if name in TINY_NAMES or name in installed_folders():
+        return None
+    if name in RELEASED:
+        return (
+            f"{name} is not installed: download https://huggingface.co/{RELEASED[name]} into "
+            f"models/diffusers/{name}, or choose {TINY_PREFIX}distilled to try the workflow with random weights."
+        )
+    return f"model {name!r} is not a Helios folder under models/diffusers; choose one from the list."
+
+
+def resolve_folder(name: str) -> Path:
+    """The folder behind a choice; helios-tiny is made on first use.
+
+    Raises:
+        HeliosError: not installed, or not a Helios folder.
+    """
+    problem = check_installed(name)
+    if problem:
+        raise HeliosError(problem)
+    folder = installed_folders().get(name)
+    if folder is None:
+        folder = write_tiny(Path(folder_paths.get_folder_paths(DIFFUSERS)[0]) / name, name.removeprefix(TINY_PREFIX))
+    if name in TINY_NAMES:
+        log.warning("%s has random weights: it shows that the workflow runs, and makes abstract noise.", name)
+    return folder
+
+
+def _is_helios(folder: Path) -> bool:
+    index = folder / "model_index.json"
+    try:
+        return json.loads(index.read_text(encoding="utf-8")).get("_class_name") in PIPELINE_CLASSES
+    except (OSError, ValueError, AttributeError):
+        return False

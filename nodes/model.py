@@ -1,0 +1,213 @@
+"""Helios as a native ComfyUI model: configuration, BaseModel, and the network core calls."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.patcher_extension
+import comfy.supported_models_base
+import comfy.utils
+import torch
+from comfy.ldm.modules.attention import get_attention_function, optimized_attention
+from torch import Tensor
+
+from ..helios_core.checkpoint import open_folder
+from ..helios_core.checkpoint.load import check_state_dict, transformer_state_dict
+from ..helios_core.history import History
+from ..helios_core.transformer import HeliosTransformer, TransformerConfig
+from .prepared import PREPARED_KEY, PreparedInputs
+
+# Core's own figure for Wan, whose blocks these are: activation memory in proportion to the width.
+MEMORY_PER_DIM = 1 / 2222
+# e^mu of the released exponential shift at 384x640, for core's own schedulers; Helios samplers do their own.
+SHIFT = 6.8
+HISTORY_KEY = "helios_history"
+
+
+class HeliosSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+    """Flow sampling that can also hand out the raw velocity at an exact timestep.
+
+    Core passes sigma in and x0 out, and (x - x0)/sigma loses precision at small sigma; pyramid timesteps are not
+    1000*sigma either. Core's own samplers see ordinary flow sampling.
+    """
+
+    _timestep: float | None = None
+
+    @contextmanager
+    def velocity_at(self, timestep: float) -> Iterator[None]:
+        """Within this context the model returns velocity, evaluated at ``timestep`` (0..1000)."""
+        self._timestep = timestep
+        try:
+            yield
+        finally:
+            self._timestep = None
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        return super().timestep(sigma) if self._timestep is None else torch.full_like(sigma, self._timestep)
+
+    def calculate_denoised(self, sigma: Tensor, model_output: Tensor, model_input: Tensor) -> Tensor:
+        if self._timestep is not None:
+            return model_output
+        return super().calculate_denoised(sigma, model_output, model_input)
+
+
+class HeliosConfig(comfy.supported_models_base.BASE):
+    unet_extra_config: dict[str, Any] = {}
+    sampling_settings = {"shift": SHIFT, "multiplier": 1000}
+    latent_format = comfy.latent_formats.Wan21
+    supported_inference_dtypes = [torch.bfloat16, torch.float16, torch.float32]
+
+    def __init__(self, transformer: TransformerConfig, variant: str):
+        super().__init__(transformer.to_dict())
+        self.variant = variant
+        self.memory_usage_factor = transformer.dim * MEMORY_PER_DIM
+
+    def get_model(self, state_dict: dict[str, Tensor], prefix: str = "", device: Any = None) -> HeliosModel:
+        return HeliosModel(self, device=device)
+
+
+class HeliosModel(comfy.model_base.BaseModel):
+    """BaseModel around :class:`HeliosNetwork`; ``variant`` says which sampler the weights were trained for."""
+
+    def __init__(self, config: HeliosConfig, device: Any = None):
+        super().__init__(config, comfy.model_base.ModelType.FLOW, device=device, unet_model=HeliosNetwork)
+        self.model_sampling = HeliosSampling(config)
+        self.variant = config.variant
+        self.memory_usage_factor_conds = ("history_short", "history_mid", "history_long")
+        # Mid and long history are patched 8 and 64 times as coarsely as the noisy latents.
+        self.memory_usage_shape_process = {
+            "history_mid": lambda shape: [shape[0], shape[1], 1, shape[3] // 2, shape[4] // 2],
+            "history_long": lambda shape: [shape[0], shape[1], 1, shape[3] // 2, shape[4] // 2],
+        }
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, comfy.conds.CONDRegular]:
+        out = super().extra_conds(**kwargs)
+        text = kwargs.get("cross_attn")
+        if text is not None:
+            out["c_crossattn"] = comfy.conds.CONDRegular(text)
+        history = kwargs.get(HISTORY_KEY)
+        if history is None:
+            # Plain text-to-video graphs of core nodes carry no history: their one chunk is chunk 0.
+            batch, _, _, h, w = kwargs["noise"].shape
+            history = History.empty(w * 8, h * 8, batch)
+        for name, part in zip(("short", "mid", "long"), history.context(), strict=True):
+            out[f"history_{name}"] = comfy.conds.CONDRegular(part)
+        return out
+
+
+class HeliosNetwork(HeliosTransformer):
+    """The transformer behind core's calling convention, with core's attention and its patches."""
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor | None = None,
+        control: Any = None,
+        transformer_options: dict[str, Any] | None = None,
+        **conds: Any,
+    ) -> Tensor:
+        options = transformer_options or {}
+        wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options)
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
+        return executor.execute(x, timestep, context, options, **conds)
+
+    def _forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        transformer_options: dict[str, Any],
+        history_short: Tensor,
+        history_mid: Tensor,
+        history_long: Tensor,
+        **_: Any,
+    ) -> Tensor:
+        prepared = transformer_options.get(PREPARED_KEY) or PreparedInputs()
+        conds = tuple(transformer_options.get("uuids", ()))
+        text = prepared.text(conds, lambda: self.prepare_text(context))
+        history = prepared.history(conds, lambda: self.prepare_history(history_short, history_mid, history_long))
+        attention = functools.partial(optimized_attention, transformer_options=transformer_options)
+        run_block = functools.partial(self._run_patched_block, transformer_options)
+        return self.velocity(x, timestep, text, history, attention, run_block)
+
+    def _run_patched_block(
+        self,
+        transformer_options: dict[str, Any],
+        index: int,
+        x: Tensor,
+        context: Any,
+        keys_values: Any,
+        noisy_only: bool,
+    ) -> Tensor:
+        transformer_options["block_index"] = index
+        patch = transformer_options.get("patches_replace", {}).get("dit", {}).get(("double_block", index))
+        if patch is None:
+            return self.run_block(index, x, context, keys_values, noisy_only)
+
+        def original(arguments: dict[str, Any]) -> dict[str, Any]:
+            return {"img": self.run_block(index, arguments["img"], context, keys_values, noisy_only)}
+
+        arguments = {
+            "img": x,
+            "txt": keys_values,
+            "vec": context.noisy_modulation,
+            "pe": context.rope,
+            "transformer_options": transformer_options,
+        }
+        return patch(arguments, {"original_block": original})["img"]
+
+
+def load_helios_model(
+    path: str | Path, dtype: torch.dtype | None = None, attention: str | None = None, disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    """Loads a released folder as core loads a diffusion model (comfy.sd.load_diffusion_model_state_dict).
+
+    ``dtype`` None lets core choose for the device; ``attention`` None uses core's.
+    """
+    folder = open_folder(path)
+    config = HeliosConfig(TransformerConfig.from_dict(folder.transformer), folder.variant)
+    with torch.device("meta"):
+        skeleton = HeliosTransformer(**TransformerConfig.from_dict(folder.transformer).to_dict())
+    state_dict = transformer_state_dict(folder)
+    check_state_dict(skeleton, state_dict, folder.path / "transformer")
+
+    load_device = comfy.model_management.get_torch_device()
+    offload_device = comfy.model_management.unet_offload_device()
+    supported = config.supported_inference_dtypes
+    dtype = dtype or comfy.model_management.unet_dtype(
+        model_params=comfy.utils.calculate_parameters(state_dict),
+        supported_dtypes=supported,
+        weight_dtype=comfy.utils.weight_dtype(state_dict),
+    )
+    config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, load_device, supported))
+    model = config.get_model(state_dict)
+    # Looked up at call time: core swaps the class when dynamic VRAM is on.
+    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
+    if not comfy.model_management.is_device_cpu(offload_device):
+        model.to(offload_device)
+    model.load_model_weights(state_dict, "", assign=patcher.is_dynamic())
+    patcher.cached_patcher_init = (load_helios_model, (path, dtype, attention))
+    if attention is not None:
+        _use_attention(patcher, attention)
+    return patcher
+
+
+def _use_attention(patcher: comfy.model_patcher.ModelPatcher, name: str) -> None:
+    function = get_attention_function(name)
+
+    def override(_default: Any, *args: Any, **kwargs: Any) -> Tensor:
+        return function(*args, **kwargs)
+
+    patcher.model_options["transformer_options"]["optimized_attention_override"] = override

@@ -1,0 +1,148 @@
+"""Prompt schedule nodes: CONDITIONING whose prompt depends on the chunk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..helios_core.errors import HeliosError
+from ..helios_core.prompts import DEFAULT_BLEND, PromptSchedule, mix_embeddings, parse_schedule
+
+SCHEDULE_KEY = "helios_schedule"
+MAX_ROWS = 100  # core's own limit for growing inputs; schedules chain, so a film's rows are unlimited
+MAX_BLEND = 1000
+
+
+def schedule_of(conditioning: list) -> PromptSchedule[list]:
+    """The schedule a CONDITIONING carries; a plain one is a schedule of one row."""
+    for _, options in conditioning:
+        if SCHEDULE_KEY in options:
+            return options[SCHEDULE_KEY]
+    return PromptSchedule(((0, conditioning),))
+
+
+def conditioning_at(conditioning: list, chunk: int) -> list:
+    """The plain CONDITIONING in force at ``chunk``."""
+    return schedule_of(conditioning).at(chunk, _mix)
+
+
+def scheduled(schedule: PromptSchedule[list]) -> list:
+    """A CONDITIONING that carries ``schedule``; core's own samplers see its first row."""
+    first = schedule.rows[0][1]
+    return [[text, {**options, SCHEDULE_KEY: schedule}] for text, options in first]
+
+
+def _mix(previous: list, new: list, weight: float) -> list:
+    if len(previous) != 1 or len(new) != 1:
+        raise HeliosError(
+            "a prompt schedule row combines several conditionings, which cannot be blended; set blend to 0 or use "
+            "one prompt a row."
+        )
+    return [[mix_embeddings(previous[0][0], new[0][0], weight), new[0][1]]]
+
+
+def _blend_input() -> io.Int.Input:
+    return io.Int.Input(
+        "blend",
+        default=DEFAULT_BLEND,
+        min=0,
+        max=MAX_BLEND,
+        tooltip="Chunks over which a new prompt takes over, linearly. Released: 3. 0 changes at once.",
+    )
+
+
+def _output() -> io.Conditioning.Output:
+    return io.Conditioning.Output(tooltip="Connect it to positive of Sample Chunk or Chunk Chain.")
+
+
+class HeliosPromptSchedule(io.ComfyNode):
+    """One prompt per row, each from its first chunk on."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        row = io.Autogrow.TemplatePrefix(
+            io.Conditioning.Input("conditioning", tooltip="The prompt of one row."), prefix="row_", min=1, max=MAX_ROWS
+        )
+        return io.Schema(
+            node_id="HeliosPromptSchedule",
+            display_name="Helios Prompt Schedule",
+            category="Helios/conditioning",
+            description="Changes the prompt in the middle of a video: one conditioning per row, each from its first "
+            "chunk on. Changing a row leaves the chunks before it exactly as they were.",
+            search_aliases=["helios interactive", "helios prompt travel", "prompt schedule"],
+            inputs=[
+                io.Autogrow.Input(
+                    "rows", template=row, tooltip="Prompts in order; a free socket appears as you connect."
+                ),
+                io.String.Input(
+                    "first_chunks",
+                    default="0, 7, 14",
+                    tooltip="The chunk each row begins at, in the rows' order, the first 0. A chunk is 33 frames, 1.4 "
+                    "seconds at 24 fps. Numbers beyond the rows are ignored.",
+                ),
+                _blend_input(),
+                io.Conditioning.Input(
+                    "before",
+                    optional=True,
+                    tooltip="A schedule whose rows come before these; chain schedules for more than 100 rows.",
+                ),
+            ],
+            outputs=[_output()],
+        )
+
+    @classmethod
+    def execute(cls, rows: dict[str, list], first_chunks: str, blend: int, before: list | None = None) -> io.NodeOutput:
+        prompts = [row for row in rows.values() if row is not None]
+        earlier = schedule_of(before).rows if before is not None else ()
+        starts = parse_chunks(first_chunks)
+        if len(starts) < len(prompts):
+            raise HeliosError(
+                f"first_chunks={first_chunks!r} has {len(starts)} numbers for {len(prompts)} rows; give one per row."
+            )
+        new = tuple(zip(starts, prompts, strict=False))
+        return io.NodeOutput(scheduled(PromptSchedule((*earlier, *new), blend)))
+
+
+class HeliosPromptScheduleText(io.ComfyNode):
+    """A whole schedule as one text, for long lists and for services."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HeliosPromptScheduleText",
+            display_name="Helios Prompt Schedule (Text)",
+            category="Helios/conditioning",
+            description="A prompt schedule as text: a row is its first chunk, a colon and the prompt.",
+            search_aliases=["helios interactive text", "helios prompt travel text"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="Helios Text Encoder Loader, or core's Load CLIP with type wan."),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="0: a calm sea at noon\n7: dark clouds gather over the sea\n14: a storm breaks out",
+                    tooltip="One row a line, or rows separated by ' / ': the row's first chunk, a colon, the prompt. "
+                    "The first row begins at 0.",
+                ),
+                _blend_input(),
+            ],
+            outputs=[_output()],
+        )
+
+    @classmethod
+    def execute(cls, clip: Any, text: str, blend: int) -> io.NodeOutput:
+        # Parsed and checked whole before the first row is encoded.
+        schedule = PromptSchedule(tuple(parse_schedule(text)), blend)
+        encoded = tuple(
+            (first, clip.encode_from_tokens_scheduled(clip.tokenize(prompt))) for first, prompt in schedule.rows
+        )
+        return io.NodeOutput(scheduled(PromptSchedule(encoded, blend)))
+
+
+def parse_chunks(text: str) -> list[int]:
+    """``"0, 7, 14"`` -> [0, 7, 14]."""
+    parts = [part.strip() for part in text.replace(";", ",").split(",") if part.strip()]
+    if not all(part.isdecimal() for part in parts):
+        raise HeliosError(f"first_chunks={text!r} is not a list of chunk numbers; write it like '0, 7, 14'.")
+    return [int(part) for part in parts]

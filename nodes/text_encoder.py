@@ -1,0 +1,150 @@
+"""UMT5 from a released folder as ComfyUI's own CLIP type."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models_base
+import comfy.text_encoders.spiece_tokenizer
+import comfy.text_encoders.t5
+import comfy.utils
+import tokenizers
+from torch import Tensor
+
+from ..helios_core.checkpoint.folder import existing_file, read_json, read_tensors, weight_files
+from ..helios_core.errors import HeliosError
+
+NAME = "umt5xxl"
+MAX_TOKENS = 512
+END_TOKEN, PAD_TOKEN = 1, 0
+
+log = logging.getLogger(__name__)
+
+
+def load_text_encoder(folder: str | Path) -> comfy.sd.CLIP:
+    """Builds core's CLIP around the text_encoder and tokenizer of a released folder.
+
+    Raises:
+        HeliosError: a file is missing, damaged or foreign.
+    """
+    folder = Path(folder)
+    config = read_json(folder / "text_encoder" / "config.json")
+    if config.get("model_type") != "umt5":
+        raise HeliosError(
+            f"{folder / 'text_encoder'} holds a {config.get('model_type')} model; Helios needs its own UMT5 folder."
+        )
+    tensors = read_tensors(weight_files(folder / "text_encoder", "model.safetensors"))
+    # The embedding is tied: the release stores it once or under both names.
+    tensors.pop("encoder.embed_tokens.weight", None)
+    target = comfy.supported_models_base.ClipTarget(
+        _tokenizer_class(folder / "tokenizer"), _model_class(core_config(config))
+    )
+    parameters = comfy.utils.calculate_parameters(tensors)
+    clip = comfy.sd.CLIP(target, parameters=parameters, state_dict=[tensors])
+    clip.patcher.cached_patcher_init = (_reload_patcher, (folder,))
+    return clip
+
+
+def core_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A transformers UMT5 configuration in the terms of core's T5."""
+    gated = str(config.get("feed_forward_proj", "gated-gelu")).startswith("gated-")
+    return {**config, "is_gated_act": gated, "dense_act_fn": "gelu_pytorch_tanh"}
+
+
+def _reload_patcher(folder: Path, **_: Any) -> Any:
+    return load_text_encoder(folder).patcher
+
+
+def _model_class(config: dict[str, Any]) -> type:
+    class HeliosUMT5(comfy.sd1_clip.SDClipModel):
+        def __init__(self, device="cpu", dtype=None, model_options=None, **_: Any):
+            super().__init__(
+                device=device,
+                dtype=dtype,
+                textmodel_json_config=config,
+                special_tokens={"end": END_TOKEN, "pad": PAD_TOKEN},
+                model_class=comfy.text_encoders.t5.T5,
+                enable_attention_masks=True,
+                zero_out_masked=True,
+                model_options=model_options or {},
+            )
+
+    class HeliosTextModel(comfy.sd1_clip.SD1ClipModel):
+        def __init__(self, device="cpu", dtype=None, model_options=None):
+            super().__init__(
+                device=device, dtype=dtype, model_options=model_options or {}, name=NAME, clip_model=HeliosUMT5
+            )
+
+    return HeliosTextModel
+
+
+def _tokenizer_class(folder: Path) -> type:
+    spiece, fast = folder / "spiece.model", folder / "tokenizer.json"
+    use_spiece = spiece.is_file()
+    path = str(spiece if use_spiece else existing_file(fast))
+    reader = comfy.text_encoders.spiece_tokenizer.SPieceTokenizer if use_spiece else FastTokenizer
+
+    class HeliosTokens(comfy.sd1_clip.SDTokenizer):
+        def __init__(self, embedding_directory=None, tokenizer_data=None):
+            super().__init__(
+                path,
+                pad_with_end=False,
+                embedding_directory=embedding_directory,
+                embedding_key=NAME,
+                tokenizer_class=reader,
+                has_start_token=False,
+                pad_to_max_length=False,
+                max_length=99999999,
+                min_length=MAX_TOKENS,
+                pad_token=PAD_TOKEN,
+                # The reference reads parentheses as text, not as weights.
+                disable_weights=True,
+                tokenizer_data=tokenizer_data or {},
+            )
+
+        def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs: Any) -> list:
+            batches = super().tokenize_with_weights(text, return_word_ids, **kwargs)
+            return [self._truncated(batch) for batch in batches]
+
+        def _truncated(self, tokens: list) -> list:
+            """512 tokens with the end token last, as the reference's tokenizer cuts them."""
+            if len(tokens) <= MAX_TOKENS:
+                return tokens
+            end = next(i for i in reversed(range(len(tokens))) if tokens[i][0] == END_TOKEN)
+            log.warning("The prompt has %d tokens too many for Helios's %d; its end is cut off.",
+                        end + 1 - MAX_TOKENS, MAX_TOKENS)  # fmt: skip
+            return [*tokens[: MAX_TOKENS - 1], tokens[end]]
+
+    class HeliosTokenizer(comfy.sd1_clip.SD1Tokenizer):
+        def __init__(self, embedding_directory=None, tokenizer_data=None):
+            super().__init__(embedding_directory, tokenizer_data or {}, clip_name=NAME, tokenizer=HeliosTokens)
+
+        def state_dict(self) -> dict[str, Tensor]:
+            tokenizer = self.clip_umt5xxl.tokenizer
+            return {"spiece_model": tokenizer.serialize_model()} if use_spiece else {}
+
+    return HeliosTokenizer
+
+
+class FastTokenizer:
+    """A tokenizer.json behind the interface of core's SPieceTokenizer."""
+
+    def __init__(self, path: str):
+        self._tokenizer = tokenizers.Tokenizer.from_file(path)
+
+    @classmethod
+    def from_pretrained(cls, path: str) -> FastTokenizer:
+        return cls(path)
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": self._tokenizer.encode(text).ids}
+
+    def get_vocab(self) -> dict[str, int]:
+        return self._tokenizer.get_vocab()
+
+    def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
