@@ -20,9 +20,19 @@ class ChunkSampler(Protocol):
     """What the samplers of ``helios_core.samplers`` have in common."""
 
     @property
-    def size_multiple(self) -> int: ...
+    def variant(self) -> str:
+        """The variant whose weights it was made for: base, mid or distilled."""
 
-    def total_steps(self, chunk: int) -> int: ...
+    @property
+    def zero_star(self) -> bool:
+        """Whether guidance is CFG-Zero*."""
+
+    @property
+    def size_multiple(self) -> int:
+        """Pixels that width and height must be divisible by."""
+
+    def total_steps(self, chunk: int) -> int:
+        """Steps in chunk number ``chunk``."""
 
     def sample(
         self,
@@ -30,9 +40,11 @@ class ChunkSampler(Protocol):
         noise: Tensor,
         generator: torch.Generator,
         chunk: int,
+        guided: bool = False,
         on_step: OnStep | None = None,
         dtype: torch.dtype = torch.float32,
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Noise [B,16,9,H/8,W/8] -> the chunk's latents of that shape, normalised model space."""
 
 
 def check_chain(sampler: ChunkSampler, history: History, num_chunks: int) -> None:
@@ -53,6 +65,7 @@ def sample_chunks(
     num_chunks: int,
     generator: torch.Generator,
     seed: int | None = None,
+    guided: bool = False,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     on_step: Callable[[int], OnStep] | None = None,
@@ -61,6 +74,7 @@ def sample_chunks(
 
     Args:
         generator: one generator for the whole video; per chunk it draws the noise, then the block noise.
+        guided: whether the velocity includes guidance.
         device: where the network runs; noise is drawn on the generator's device and moved.
         dtype: the network's type.
         on_step: given a chunk's index, returns the callback for its steps.
@@ -69,6 +83,6 @@ def sample_chunks(
     for _ in range(num_chunks):
         noise = draw_noise(history.chunk_shape, generator).to(device)
         callback = on_step(history.chunk) if on_step else None
-        latents = sampler.sample(velocity_for(history), noise, generator, history.chunk, callback, dtype)
+        latents = sampler.sample(velocity_for(history), noise, generator, history.chunk, guided, callback, dtype)
         history = history.after(latents, generator, seed)
         yield latents, history

@@ -30,6 +30,8 @@ class History:
         chunk: index of the chunk that comes next.
         seed: what ``random_state`` was seeded with; None while nothing has been drawn.
         random_state: the CPU generator's state after the last draw.
+        skip_first_chunk: anchor the video anew at chunk 1, whose beginning is livelier than a still input's. Like
+            the reference's option of that name, it skips nothing.
     """
 
     latents: Tensor
@@ -37,6 +39,7 @@ class History:
     chunk: int = 0
     seed: int | None = None
     random_state: Tensor | None = None
+    skip_first_chunk: bool = False
 
     @classmethod
     def empty(cls, width: int, height: int, batch_size: int = 1) -> History:
@@ -70,10 +73,11 @@ class History:
     def after(self, chunk_latents: Tensor, generator: torch.Generator, seed: int | None) -> History:
         """The history once ``chunk_latents`` [B,16,9,h,w] is finished; this one stays as it is."""
         finished = chunk_latents.to(self.latents)
+        anchors = self.anchor is None or (self.skip_first_chunk and self.chunk == 1)
         return replace(
             self,
             latents=torch.cat([self.latents, finished], dim=2)[:, :, -CONTEXT_FRAMES:],
-            anchor=finished[:, :, :1].clone() if self.anchor is None else self.anchor,
+            anchor=finished[:, :, :1].clone() if anchors else self.anchor,
             chunk=self.chunk + 1,
             seed=seed,
             random_state=generator.get_state(),

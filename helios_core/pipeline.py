@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .chain import ChunkSampler, check_chain, sample_chunks
+from .chain import ChunkSampler, sample_chunks
 from .checkpoint import load_transformer, open_folder
 from .errors import HeliosError
 from .guidance import guided
 from .history import CHUNK_FRAMES, History, check_size
-from .samplers import DMDSampler, OnStep, SchedulerConfig, Velocity
+from .media import NoiseRange, image_history, media_frames, video_history
+from .prompts import DEFAULT_BLEND, PromptSchedule, mix_embeddings
+from .samplers import BaseSampler, DMDSampler, OnStep, PyramidSampler, SchedulerConfig, Velocity
 from .text import TextEncoder
-from .transformer import HeliosTransformer
+from .transformer import HeliosTransformer, PreparedText
 from .vae import WanVAE, load_vae
 from .video import frames_to_uint8
 
@@ -36,7 +38,11 @@ class VariantDefaults:
     steps: tuple[int, ...]
 
 
-VARIANT_DEFAULTS = {"distilled": VariantDefaults(guidance_scale=1.0, num_frames=240, steps=(2, 2, 2))}
+VARIANT_DEFAULTS = {
+    "base": VariantDefaults(guidance_scale=5.0, num_frames=99, steps=(50,)),
+    "mid": VariantDefaults(guidance_scale=5.0, num_frames=99, steps=(20, 20, 20)),
+    "distilled": VariantDefaults(guidance_scale=1.0, num_frames=240, steps=(2, 2, 2)),
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Chunk:
 
 
 class HeliosPipeline:
-    """Text to video from a released folder; the folder decides the variant and thereby the sampler."""
+    """Text, image or video to video from a released folder; the folder decides the variant and thereby the sampler."""
 
     def __init__(
         self,
@@ -68,12 +74,13 @@ class HeliosPipeline:
         text_encoder: Callable[[], TextEncoder],
         variant: str,
         scheduler: SchedulerConfig,
+        zero_star: bool,
         device: torch.device,
         dtype: torch.dtype,
     ):
         self.transformer, self.vae = transformer, vae
         self._text_encoder = text_encoder
-        self.variant, self.scheduler = variant, scheduler
+        self.variant, self.scheduler, self.zero_star = variant, scheduler, zero_star
         self.device, self.dtype = device, dtype
 
     @classmethod
@@ -89,17 +96,13 @@ class HeliosPipeline:
             HeliosError: the folder is absent, foreign, incomplete or damaged.
         """
         folder = open_folder(folder_or_repo_id)
-        if folder.variant not in VARIANT_DEFAULTS:
-            raise HeliosError(
-                f"{folder.path} holds Helios-{folder.variant.capitalize()}, which this version cannot sample; "
-                "use a Distilled folder."
-            )
         return cls(
             transformer=load_transformer(folder, dtype, device),
             vae=load_vae(folder.path / "vae", torch.float32, device),
             text_encoder=functools.cache(lambda: TextEncoder.from_folder(folder.path, dtype, device)),
             variant=folder.variant,
             scheduler=SchedulerConfig.from_dict(folder.scheduler),
+            zero_star=folder.is_cfg_zero_star,
             device=torch.device(device),
             dtype=dtype,
         )
@@ -136,11 +139,20 @@ class HeliosPipeline:
             prompt: a string, or a list of strings for a batch.
             negative_prompt: used when ``guidance_scale`` is above 1.
             prompt_embeds, negative_prompt_embeds: [B,512,D] in place of the prompts.
-            height, width: pixels, divisible by 64 for a 3-stage pyramid.
+            prompt_schedule: rows of (first chunk, prompt) in place of one prompt, the first at chunk 0;
+                ``blend`` chunks mix each change.
+            height, width: pixels, divisible by 16, or by 64 for a 3-stage pyramid.
             num_frames: rounded up to whole chunks of 33; ``None`` for the variant's default.
-            pyramid_num_inference_steps_list: steps per stage.
+            num_inference_steps: Base's steps; ``pyramid_num_inference_steps_list``: steps per stage of the others.
             guidance_scale: classifier-free guidance runs above 1.
+            solver: ``unipc`` or ``euler`` (Base, Mid).
+            use_zero_init, zero_steps: Mid's zero velocity in the first steps of stage 0, with guidance.
             is_amplify_first_chunk: twice the steps in chunk 0 (Distilled).
+            is_skip_first_chunk: anchors the video anew at chunk 1.
+            image: image to video: a PIL image, scaled to cover the size and cropped at the centre, or a float tensor
+                [B,3,H,W] in 0..1 at that size.
+            video: video to video: PIL images, or a float tensor [F,3,H,W] or [B,F,3,H,W] in 0..1, F at least 33.
+            image_noise_sigma_min, image_noise_sigma_max: noise mixed into image and video history.
             generator: a torch.Generator; a fresh CPU generator seeded with 0 where absent.
             on_step: ``on_step(chunk)`` returns the callback for that chunk's steps.
             output_type: ``uint8``, or ``latent`` for no frames.
@@ -149,9 +161,9 @@ class HeliosPipeline:
             frames = None if output_type == "latent" else _as_output(self.decode(latents), "uint8")
             yield Chunk(history.chunk - 1, latents, frames, history)
 
-    def steps_per_chunk(self, num_frames: int, steps: Sequence[int] | None = None) -> list[int]:
-        """Network steps of every chunk of a clip, for a progress bar."""
-        sampler = self._sampler(steps or VARIANT_DEFAULTS[self.variant].steps)
+    def steps_per_chunk(self, num_frames: int, **sampling: Any) -> list[int]:
+        """Steps of every chunk of a clip, for a progress bar; sampler options as in :meth:`stream`."""
+        sampler = self._sampler(**sampling)
         return [sampler.total_steps(chunk) for chunk in range(chunk_count(num_frames))]
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -170,64 +182,127 @@ class HeliosPipeline:
         *,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
+        prompt_schedule: Sequence[tuple[int, str]] | None = None,
+        blend: int = DEFAULT_BLEND,
         height: int = 384,
         width: int = 640,
         num_frames: int | None = None,
-        pyramid_num_inference_steps_list: Sequence[int] | None = None,
         guidance_scale: float | None = None,
-        is_amplify_first_chunk: bool = True,
         generator: torch.Generator | None = None,
+        image: Any = None,
+        video: Any = None,
+        image_noise_sigma_min: float = NoiseRange.low,
+        image_noise_sigma_max: float = NoiseRange.high,
+        is_skip_first_chunk: bool = False,
         on_step: Callable[[int], OnStep] | None = None,
+        **sampling: Any,
     ) -> Iterator[tuple[Tensor, History]]:
         defaults = VARIANT_DEFAULTS[self.variant]
         scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
-        sampler = self._sampler(pyramid_num_inference_steps_list or defaults.steps, is_amplify_first_chunk)
+        sampler = self._sampler(**sampling)
         num_chunks = chunk_count(defaults.num_frames if num_frames is None else num_frames)
-        batch = self._batch_size(prompt, prompt_embeds)
+        batch = self._batch_size(prompt, prompt_embeds, prompt_schedule)
         check_size(width, height, sampler.size_multiple)
-        history = History.empty(width, height, batch)
-        check_chain(sampler, history, num_chunks)
+        noise = NoiseRange(image_noise_sigma_min, image_noise_sigma_max)
+        rows = PromptSchedule(tuple(prompt_schedule or [(0, prompt)]), blend)
+        generator = torch.Generator("cpu").manual_seed(0) if generator is None else generator
+        media = media_frames(image, video, width, height)
 
-        text = self._text(prompt, prompt_embeds, "prompt")
+        schedule = PromptSchedule(
+            tuple((first, self._text(row, prompt_embeds, "prompt")) for first, row in rows.rows), blend
+        )
         negative = None
         if scale > 1:
             empty = "" if negative_prompt is None and negative_prompt_embeds is None else negative_prompt
             repeated = [empty] * batch if isinstance(empty, str) else empty
             negative = self._text(repeated, negative_prompt_embeds, "negative_prompt")
+        history = self._history(media, image is not None, width, height, batch, generator, noise)
         return sample_chunks(
-            self._velocity_factory(text, negative, scale),
+            self._velocity_factory(schedule, negative, scale, sampler.zero_star),
             sampler,
-            history,
+            replace(history, skip_first_chunk=is_skip_first_chunk),
             num_chunks,
-            torch.Generator("cpu").manual_seed(0) if generator is None else generator,
+            generator,
+            guided=negative is not None,
             device=self.device,
             dtype=self.dtype,
             on_step=on_step,
         )
 
-    def _velocity_factory(self, text: Tensor, negative: Tensor | None, scale: float) -> Callable[[History], Velocity]:
-        prompts = [self.transformer.prepare_text(x) for x in (text, negative) if x is not None]
+    def _history(
+        self,
+        media: Tensor | None,
+        still: bool,
+        width: int,
+        height: int,
+        batch: int,
+        generator: torch.Generator,
+        noise: NoiseRange,
+    ) -> History:
+        """Where the video begins: nothing, an image, or a clip [B,3,F,H,W]."""
+        if media is None:
+            return History.empty(width, height, batch)
+        media = media.to(self.device, self.vae.dtype)
+        if still:
+            begun = image_history(media[:, :, 0], self.vae.encode, self.vae.normalise, generator, noise=noise)
+        else:
+            begun = video_history(media, self.vae.encode, self.vae.normalise, generator, noise=noise)
+        repeat = batch // begun.latents.shape[0]
+        if repeat == 1:
+            return begun
+        latents, anchor = (x.repeat_interleave(repeat, dim=0) for x in (begun.latents, begun.anchor))
+        return replace(begun, latents=latents, anchor=anchor)
+
+    def _velocity_factory(
+        self, schedule: PromptSchedule[Tensor], negative: Tensor | None, scale: float, zero_star: bool
+    ) -> Callable[[History], Velocity]:
+        unconditional = None if negative is None else self.transformer.prepare_text(negative)
+        in_force: list[tuple[Tensor, PreparedText]] = []
+
+        def prepared_prompt(chunk: int) -> PreparedText:
+            """Prepared once per prompt: a row in force yields the same tensor at each of its chunks."""
+            text = schedule.at(chunk, mix_embeddings)
+            if not in_force or in_force[0][0] is not text:
+                in_force[:] = [(text, self.transformer.prepare_text(text))]
+            return in_force[0][1]
 
         def velocity_for(history: History) -> Velocity:
             prepared = self.transformer.prepare_history(*(x.to(self.device, self.dtype) for x in history.context()))
 
-            def conditioned(prompt) -> Velocity:
+            def conditioned(prompt: PreparedText) -> Velocity:
                 return lambda latents, timestep: self.transformer(latents.to(self.dtype), timestep, prompt, prepared)
 
-            velocities = [conditioned(prompt) for prompt in prompts]
-            return velocities[0] if len(velocities) == 1 else guided(*velocities, scale)
+            positive = conditioned(prepared_prompt(history.chunk))
+            if unconditional is None:
+                return positive
+            return guided(positive, conditioned(unconditional), scale, zero_star)
 
         return velocity_for
 
-    def _sampler(self, steps: Sequence[int], amplify_first_chunk: bool = True) -> ChunkSampler:
-        return DMDSampler(tuple(steps), amplify_first_chunk, self.scheduler)
+    def _sampler(
+        self,
+        num_inference_steps: int | None = None,
+        pyramid_num_inference_steps_list: Sequence[int] | None = None,
+        solver: str = "unipc",
+        use_zero_init: bool = True,
+        zero_steps: int = 1,
+        is_amplify_first_chunk: bool = True,
+    ) -> ChunkSampler:
+        """The variant's sampler; options of other variants have no effect, as in the reference."""
+        released = VARIANT_DEFAULTS[self.variant].steps
+        steps = tuple(pyramid_num_inference_steps_list or released)
+        if self.variant == "base":
+            return BaseSampler((num_inference_steps or released[0],), solver, self.scheduler)
+        if self.variant == "mid":
+            return PyramidSampler(steps, solver, self.zero_star, use_zero_init, zero_steps, self.scheduler)
+        return DMDSampler(steps, is_amplify_first_chunk, self.scheduler)
 
-    def _batch_size(self, prompt: Any, embeds: Tensor | None) -> int:
-        if (prompt is None) == (embeds is None):
-            raise HeliosError("prompt and prompt_embeds: give exactly one of them.")
+    def _batch_size(self, prompt: Any, embeds: Tensor | None, schedule: Any) -> int:
+        if sum(given is not None for given in (prompt, embeds, schedule)) != 1:
+            raise HeliosError("prompt, prompt_embeds, prompt_schedule: give exactly one of them.")
         if embeds is not None:
             return embeds.shape[0]
-        return 1 if isinstance(prompt, str) else len(prompt)
+        return 1 if prompt is None or isinstance(prompt, str) else len(prompt)
 
     def _text(self, prompt: Any, embeds: Tensor | None, name: str) -> Tensor:
         if embeds is None:

@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ..errors import HeliosError
-from ..history import PIXELS_PER_TOKEN
-from .noise import coarsest, draw_block_noise, upsampled
-from .schedule import SchedulerConfig, Stage, StepSchedule, dmd_schedule, dynamic_shift, stage_tables
-
-PATCH_AREA = 4  # latent pixels per token
-
-Velocity = Callable[[Tensor, Tensor], Tensor]
-"""(latents [B,16,T,h,w], timestep [B]) -> velocity of the same shape as the latents."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One finished step: ``step`` of ``total`` in this chunk, its ``stage``, and the x0 predicted there."""
-
-    step: int
-    total: int
-    stage: int
-    x0: Tensor
-
-
-OnStep = Callable[[Progress], None]
+from .schedule import SchedulerConfig, Stage, StepSchedule, dmd_schedule
+from .stages import check_steps, denoise_stages, pyramid_size_multiple
+from .step import OnStep, StepReporter, Velocity, batched
 
 
 @dataclass(frozen=True)
@@ -44,6 +24,7 @@ class DMDSampler:
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 
     variant = "distilled"
+    zero_star = False
 
     def __post_init__(self) -> None:
         check_steps(self.steps, self.scheduler.stages)
@@ -51,7 +32,7 @@ class DMDSampler:
     @property
     def size_multiple(self) -> int:
         """Pixels that width and height must be divisible by."""
-        return PIXELS_PER_TOKEN * 2 ** (self.scheduler.stages - 1)
+        return pyramid_size_multiple(self.scheduler.stages)
 
     def total_steps(self, chunk: int) -> int:
         """Network steps in chunk number ``chunk``."""
@@ -63,6 +44,7 @@ class DMDSampler:
         noise: Tensor,
         generator: torch.Generator,
         chunk: int,
+        guided: bool = False,
         on_step: OnStep | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
@@ -73,43 +55,27 @@ class DMDSampler:
             noise: [B,16,9,H/8,W/8] float32 at full resolution.
             generator: draws the block noise of stages 1 and up, in that order.
             chunk: the chunk's index; only 0 is amplified.
+            guided: unused; Distilled has no zero steps.
             dtype: the network's type; x0 is rounded to it, as the reference does.
 
         Returns:
             The chunk's latents [B,16,9,H/8,W/8], normalised model space.
         """
         amplified = self.amplify_first_chunk and chunk == 0
-        total, done = self.total_steps(chunk), 0
-        latents = coarsest(noise, self.scheduler.stages)
-        for index, stage in enumerate(stage_tables(self.scheduler)):
-            # Counted before the upsample: the reference's order of operations (DESIGN section 6.1).
-            mu = dynamic_shift(latents[0, 0].numel() // PATCH_AREA)
+        reporter = StepReporter(self.total_steps(chunk), on_step)
+
+        def denoise(index: int, stage: Stage, mu: float, start: Tensor) -> Tensor:
             schedule = dmd_schedule(self.scheduler, stage, self.steps[index], mu, amplified)
-            if index > 0:
-                latents = start_point(latents, stage, self.scheduler.gamma, generator, dtype)
-            start = latents
+            latents = start
             for step, timestep in enumerate(schedule.timesteps):
-                v = velocity(latents, torch.full(latents.shape[:1], int(timestep), device=latents.device))
+                v = velocity(latents, batched(int(timestep), latents))
                 x0 = predicted_x0(latents, v, schedule.sigmas[_nearest(schedule, timestep)], dtype)
                 last = step == len(schedule.timesteps) - 1
                 latents = x0 if last else renoised(x0, start, _next_sigma(schedule, step))
-                done += 1
-                if on_step is not None:
-                    on_step(Progress(done, total, index, x0))
-        return latents
+                reporter.report(index, x0)
+            return latents
 
-
-def check_steps(steps: tuple[int, ...], stages: int) -> None:
-    """Refuses a step list that does not give every stage at least one step."""
-    if len(steps) != stages or any(n < 1 for n in steps):
-        raise HeliosError(f"steps={list(steps)} does not fit; give {stages} numbers of at least 1, one per stage.")
-
-
-def start_point(latents: Tensor, stage: Stage, gamma: float, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-    """A stage's initial noisy latent: the previous stage's result upsampled, plus block noise."""
-    latents = upsampled(latents)
-    noise = draw_block_noise(tuple(latents.shape), gamma, generator).to(latents.device, dtype)
-    return stage.renoise_signal * latents + stage.renoise_noise * noise
+        return denoise_stages(self.scheduler, noise, generator, dtype, denoise)
 
 
 def predicted_x0(latents: Tensor, velocity: Tensor, sigma: float, dtype: torch.dtype) -> Tensor:

@@ -7,13 +7,17 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ..errors import HeliosError
+from ..history import PIXELS_PER_TOKEN
 
 # Dynamic shift: 0.5 at 256 tokens, 1.15 at 4096, linear between and beyond.
 SHIFT_TOKENS = (256, 4096)
 SHIFT_VALUES = (0.5, 1.15)
 STAGE_SIGMA_MAX = 0.999
+# Beyond it no noise has the wanted covariance.
+GAMMA_MAX = 1 / 3 + 1e-9
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class SchedulerConfig:
     def from_dict(cls, config: dict[str, Any]) -> SchedulerConfig:
         """Reads a scheduler_config.json."""
         names = {f.name for f in fields(cls)}
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in names}
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in names}
         return cls(**values)
 
     def __post_init__(self) -> None:
@@ -46,10 +50,10 @@ class SchedulerConfig:
             raise HeliosError(
                 f"stage_range={list(bounds)} does not fit stages={self.stages}; give stages + 1 bounds from 0 to 1."
             )
-        if bounds[0] != 0 or bounds[-1] != 1 or any(a >= b for a, b in zip(bounds, bounds[1:], strict=False)):
+        if bounds[0] != 0 or bounds[-1] != 1 or list(bounds) != sorted(set(bounds)):
             raise HeliosError(f"stage_range={list(bounds)} must rise from 0 to 1; use the released thirds.")
-        if not self.gamma > 0:
-            raise HeliosError(f"gamma={self.gamma} must be above 0; the released value is 1/3.")
+        if not 0 < self.gamma <= GAMMA_MAX:
+            raise HeliosError(f"gamma={self.gamma} must be above 0 and at most 1/3, the released value.")
         if self.time_shift_type not in ("linear", "exponential"):
             raise HeliosError(f"time_shift_type={self.time_shift_type!r} is unknown; use 'linear' or 'exponential'.")
 
@@ -105,6 +109,16 @@ def stage_tables(config: SchedulerConfig) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
+def token_count(latents: Tensor) -> int:
+    """Noisy tokens of latents [B,16,T,h,w]: a token is 2x2 latent pixels of one frame."""
+    return latents[0, 0].numel() // 4
+
+
+def pyramid_size_multiple(stages: int) -> int:
+    """Pixels that width and height must be divisible by, for every stage to have whole tokens."""
+    return PIXELS_PER_TOKEN * 2 ** (stages - 1)
+
+
 def dynamic_shift(tokens: int) -> float:
     """mu for a stage that starts from ``tokens`` noisy tokens, counted before its upsample (DESIGN 6.1, 6.2)."""
     slope = (SHIFT_VALUES[1] - SHIFT_VALUES[0]) / (SHIFT_TOKENS[1] - SHIFT_TOKENS[0])
@@ -122,6 +136,18 @@ def dmd_schedule(config: SchedulerConfig, stage: Stage, steps: int, mu: float, a
     points = 2 * steps + 1 if amplified else steps + 1
     grid = np.linspace(STAGE_SIGMA_MAX, _last_stage_sigma(config), points)
     return _scheduled(config, stage, [float(s) for s in grid[:-1]], mu)
+
+
+def pyramid_schedule(config: SchedulerConfig, stage: Stage, steps: int, mu: float) -> StepSchedule:
+    """Mid's steps of one stage: as Distilled's, with no point dropped (DESIGN section 6.5)."""
+    grid = np.linspace(STAGE_SIGMA_MAX, _last_stage_sigma(config), steps)
+    return _scheduled(config, stage, [float(s) for s in grid], mu)
+
+
+def base_schedule(config: SchedulerConfig, steps: int, mu: float) -> StepSchedule:
+    """Base's steps: one stage, timesteps 1000*sigma, not rounded."""
+    sigmas = [shifted(float(s), mu, config.time_shift_type) for s in np.linspace(STAGE_SIGMA_MAX, 0, steps + 1)[:-1]]
+    return StepSchedule(tuple(s * config.num_train_timesteps for s in sigmas), (*sigmas, 0.0))
 
 
 def _last_stage_sigma(config: SchedulerConfig) -> float:

@@ -1,0 +1,71 @@
+"""The Base sampler: one stage at full resolution (DESIGN section 6.2, 6.5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import HeliosError
+from ..history import PIXELS_PER_TOKEN
+from .schedule import SchedulerConfig, base_schedule, dynamic_shift
+from .solvers import check_solver, solve
+from .stages import check_steps, token_count
+from .step import OnStep, StepReporter, Velocity
+
+RELEASED_BASE = SchedulerConfig(stages=1, stage_range=(0.0, 1.0), time_shift_type="exponential")
+
+
+@dataclass(frozen=True)
+class BaseSampler:
+    """Settings of the Base sampler; the defaults are the released ones. ``solver`` is ``unipc`` or ``euler``."""
+
+    steps: tuple[int, ...] = (50,)
+    solver: str = "unipc"
+    scheduler: SchedulerConfig = RELEASED_BASE
+
+    variant = "base"
+    zero_star = False
+    size_multiple = PIXELS_PER_TOKEN
+
+    def __post_init__(self) -> None:
+        check_solver(self.solver)
+        if self.scheduler.stages != 1:
+            raise HeliosError(f"stages={self.scheduler.stages} does not fit Base; it has 1 stage.")
+        check_steps(self.steps, 1)
+
+    def total_steps(self, chunk: int) -> int:
+        """Steps in chunk number ``chunk``: the same in all."""
+        return self.steps[0]
+
+    def sample(
+        self,
+        velocity: Velocity,
+        noise: Tensor,
+        generator: torch.Generator,
+        chunk: int,
+        guided: bool = False,
+        on_step: OnStep | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Denoises one chunk.
+
+        Args:
+            velocity: the network, guidance included; its timesteps stay fractional (DESIGN section 6.5).
+            noise: [B,16,9,H/8,W/8] float32.
+            generator: unused; Base draws nothing after the noise.
+            chunk: the chunk's index.
+            guided: unused; Base has no zero steps.
+            dtype: the network's type; Euler rounds to it, UniPC keeps float32.
+
+        Returns:
+            The chunk's latents [B,16,9,H/8,W/8], normalised model space.
+        """
+        schedule = base_schedule(self.scheduler, self.steps[0], dynamic_shift(token_count(noise)))
+        reporter = StepReporter(self.total_steps(chunk), on_step)
+
+        def report(x0: Tensor) -> None:
+            reporter.report(0, x0)
+
+        return solve(self.solver, schedule.sigmas, schedule.timesteps, velocity, noise, dtype, report)

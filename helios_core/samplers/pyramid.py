@@ -1,0 +1,106 @@
+"""The Mid sampler: many steps in each of three pyramid stages (DESIGN section 6.5 to 6.7)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import HeliosError
+from .schedule import SchedulerConfig, Stage, pyramid_schedule
+from .solvers import check_solver, solve
+from .stages import check_steps, denoise_stages, pyramid_size_multiple
+from .step import OnStep, StepReporter, Velocity
+
+RELEASED_MID = SchedulerConfig(time_shift_type="exponential")
+
+
+@dataclass(frozen=True)
+class PyramidSampler:
+    """Settings of the Mid sampler; the defaults are the released ones.
+
+    ``steps`` per stage; ``solver`` is ``unipc`` or ``euler``. With ``zero_star`` the caller's guidance is
+    :func:`helios_core.guidance.guide_zero_star`, and ``zero_init`` gives steps 0 to ``zero_steps`` inclusive of
+    stage 0 a velocity of zero, where guidance is on (DESIGN section 6.7).
+    """
+
+    steps: tuple[int, ...] = (20, 20, 20)
+    solver: str = "unipc"
+    zero_star: bool = True
+    zero_init: bool = True
+    zero_steps: int = 1
+    scheduler: SchedulerConfig = RELEASED_MID
+
+    variant = "mid"
+
+    def __post_init__(self) -> None:
+        check_solver(self.solver)
+        if self.scheduler.stages < 2:
+            raise HeliosError(f"stages={self.scheduler.stages} is no pyramid; use at least 2, or the Base sampler.")
+        check_steps(self.steps, self.scheduler.stages)
+        if self.zero_steps < 0:
+            raise HeliosError(f"zero_steps={self.zero_steps} must be at least 0; zero_init off gives no zero step.")
+
+    @property
+    def size_multiple(self) -> int:
+        """Pixels that width and height must be divisible by."""
+        return pyramid_size_multiple(self.scheduler.stages)
+
+    def total_steps(self, chunk: int) -> int:
+        """Steps in chunk number ``chunk``, zero steps included: the same in all."""
+        return sum(self.steps)
+
+    def sample(
+        self,
+        velocity: Velocity,
+        noise: Tensor,
+        generator: torch.Generator,
+        chunk: int,
+        guided: bool = False,
+        on_step: OnStep | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Denoises one chunk.
+
+        Args:
+            velocity: the network, guidance included; it is not called in zero steps.
+            noise: [B,16,9,H/8,W/8] float32 at full resolution.
+            generator: draws the block noise of stages 1 and up, in that order.
+            chunk: the chunk's index.
+            guided: whether ``velocity`` has classifier-free guidance; without it there are no zero steps.
+            dtype: the network's type; block noise is rounded to it, and Euler's latents; UniPC's stay float32.
+
+        Returns:
+            The chunk's latents [B,16,9,H/8,W/8], normalised model space.
+        """
+        reporter = StepReporter(self.total_steps(chunk), on_step)
+        zero_steps = self.zero_steps + 1 if guided and self.zero_star and self.zero_init else 0
+
+        def denoise(index: int, stage: Stage, mu: float, latents: Tensor) -> Tensor:
+            schedule = pyramid_schedule(self.scheduler, stage, self.steps[index], mu)
+            return solve(
+                self.solver,
+                schedule.sigmas,
+                [int(timestep) for timestep in schedule.timesteps],
+                velocity if index > 0 else zero_at_first(velocity, zero_steps),
+                latents,
+                dtype,
+                lambda x0: reporter.report(index, x0),
+            )
+
+        return denoise_stages(self.scheduler, noise, generator, dtype, denoise)
+
+
+def zero_at_first(velocity: Velocity, count: int) -> Velocity:
+    """``velocity`` with its first ``count`` calls answered by zeros instead of the network."""
+    left = count
+
+    def zero_or_velocity(latents: Tensor, timestep: Tensor) -> Tensor:
+        nonlocal left
+        if left == 0:
+            return velocity(latents, timestep)
+        left -= 1
+        return torch.zeros_like(latents)
+
+    return zero_or_velocity
