@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -14,6 +15,10 @@ from .samplers import OnStep, Velocity, draw_noise
 
 VelocityFactory = Callable[[History], Velocity]
 """Prepares the network for one chunk: text in force and history context are fixed for all of its steps."""
+
+
+KeptChunks = Callable[[History, Callable[[], tuple[Tensor, History]]], tuple[Tensor, History]]
+"""Given the history before a chunk and how to sample it, returns it, from wherever it has it."""
 
 
 class ChunkSampler(Protocol):
@@ -69,6 +74,7 @@ def sample_chunks(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     on_step: Callable[[int], OnStep] | None = None,
+    kept: KeptChunks | None = None,
 ) -> Iterator[tuple[Tensor, History]]:
     """Yields each chunk's latents [B,16,9,H/8,W/8] (normalised model space) with the history after it.
 
@@ -78,11 +84,21 @@ def sample_chunks(
         device: where the network runs; noise is drawn on the generator's device and moved.
         dtype: the network's type.
         on_step: given a chunk's index, returns the callback for its steps.
+        kept: finished chunks on disk; what it has is not sampled.
     """
     check_chain(sampler, history, num_chunks)
-    for _ in range(num_chunks):
+
+    def sample(history: History) -> tuple[Tensor, History]:
         noise = draw_noise(history.chunk_shape, generator).to(device)
         callback = on_step(history.chunk) if on_step else None
         latents = sampler.sample(velocity_for(history), noise, generator, history.chunk, guided, callback, dtype)
-        history = history.after(latents, generator, seed)
-        yield latents, history
+        return latents, history.after(latents, generator, seed)
+
+    for _ in range(num_chunks):
+        if kept is None:
+            latents, history = sample(history)
+        else:
+            latents, history = kept(history, partial(sample, history))
+            assert history.random_state is not None
+            generator.set_state(history.random_state)
+        yield latents.to(device), history

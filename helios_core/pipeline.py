@@ -15,11 +15,14 @@ from torch import Tensor
 from .chain import ChunkSampler, sample_chunks
 from .checkpoint import load_transformer, open_folder
 from .errors import HeliosError
+from .fingerprint import fingerprint, folder_fingerprint
 from .guidance import guided
 from .history import CHUNK_FRAMES, History, check_size
 from .media import NoiseRange, image_history, media_frames, video_history
 from .prompts import DEFAULT_BLEND, PromptSchedule, mix_embeddings
 from .samplers import BaseSampler, DMDSampler, OnStep, PyramidSampler, SchedulerConfig, Velocity
+from .store import start_key
+from .take import KeyedChunks, Take
 from .text import TextEncoder
 from .transformer import HeliosTransformer, PreparedText
 from .vae import WanVAE, load_vae
@@ -56,12 +59,17 @@ class HeliosOutput:
 
 @dataclass(frozen=True)
 class Chunk:
-    """One finished chunk of a stream: ``frames`` [B,33,H,W,3] uint8, or None where only latents were asked for."""
+    """One finished chunk of a stream: ``frames`` [B,33,H,W,3] uint8, or None where only latents were asked for.
+
+    In a take, ``key`` names it in the store, and ``reused`` tells that it was there already.
+    """
 
     index: int
     latents: Tensor
     frames: Tensor | None
     history: History
+    key: str = ""
+    reused: bool = False
 
 
 class HeliosPipeline:
@@ -77,7 +85,9 @@ class HeliosPipeline:
         zero_star: bool,
         device: torch.device,
         dtype: torch.dtype,
+        folder: Path | None = None,
     ):
+        self.folder = folder
         self.transformer, self.vae = transformer, vae
         self._text_encoder = text_encoder
         self.variant, self.scheduler, self.zero_star = variant, scheduler, zero_star
@@ -105,6 +115,7 @@ class HeliosPipeline:
             zero_star=folder.is_cfg_zero_star,
             device=torch.device(device),
             dtype=dtype,
+            folder=folder.path,
         )
 
     def velocity(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -156,10 +167,24 @@ class HeliosPipeline:
             generator: a torch.Generator; a fresh CPU generator seeded with 0 where absent.
             on_step: ``on_step(chunk)`` returns the callback for that chunk's steps.
             output_type: ``uint8``, or ``latent`` for no frames.
+            take: keeps finished chunks on disk, and samples none that is there.
         """
-        for latents, history in self._latent_chunks(*args, **kwargs):
+        take: Take | None = kwargs.pop("take", None)
+        keyed = None if take is None else KeyedChunks(take)
+        for latents, history in self._latent_chunks(*args, **kwargs, keyed=keyed):
             frames = None if output_type == "latent" else _as_output(self.decode(latents), "uint8")
-            yield Chunk(history.chunk - 1, latents, frames, history)
+            kept = {} if keyed is None else {"key": keyed.key, "reused": keyed.reused}
+            yield Chunk(history.chunk - 1, latents, frames, history, **kept)
+
+    def fingerprint(self, *parts: str) -> str:
+        """Identity of the weights and settings in subfolders of the released folder.
+
+        Raises:
+            HeliosError: the pipeline was not loaded from a folder.
+        """
+        if self.folder is None:
+            raise HeliosError("take needs a pipeline of from_pretrained, whose folder tells models apart.")
+        return fingerprint([folder_fingerprint(self.folder / part) for part in parts], self.dtype)
 
     def steps_per_chunk(self, num_frames: int, **sampling: Any) -> list[int]:
         """Steps of every chunk of a clip, for a progress bar; sampler options as in :meth:`stream`."""
@@ -195,6 +220,7 @@ class HeliosPipeline:
         image_noise_sigma_max: float = NoiseRange.high,
         is_skip_first_chunk: bool = False,
         on_step: Callable[[int], OnStep] | None = None,
+        keyed: KeyedChunks | None = None,
         **sampling: Any,
     ) -> Iterator[tuple[Tensor, History]]:
         defaults = VARIANT_DEFAULTS[self.variant]
@@ -217,16 +243,25 @@ class HeliosPipeline:
             repeated = [empty] * batch if isinstance(empty, str) else empty
             negative = self._text(repeated, negative_prompt_embeds, "negative_prompt")
         history = self._history(media, image is not None, width, height, batch, generator, noise)
+        history = replace(history, skip_first_chunk=is_skip_first_chunk)
+        if keyed is not None:
+            fixed = (self.fingerprint("transformer", "scheduler"), type(sampler).__name__, sampler, scale, negative)
+
+            def determined_by(before: History) -> dict[str, Any]:
+                return {"fixed": fixed, "text": schedule.at(before.chunk, mix_embeddings)}
+
+            keyed.begin(fingerprint(start_key(history), generator.get_state()), determined_by)
         return sample_chunks(
             self._velocity_factory(schedule, negative, scale, sampler.zero_star),
             sampler,
-            replace(history, skip_first_chunk=is_skip_first_chunk),
+            history,
             num_chunks,
             generator,
             guided=negative is not None,
             device=self.device,
             dtype=self.dtype,
             on_step=on_step,
+            kept=keyed,
         )
 
     def _history(
@@ -250,6 +285,7 @@ class HeliosPipeline:
         repeat = batch // begun.latents.shape[0]
         if repeat == 1:
             return begun
+        assert begun.anchor is not None
         latents, anchor = (x.repeat_interleave(repeat, dim=0) for x in (begun.latents, begun.anchor))
         return replace(begun, latents=latents, anchor=anchor)
 

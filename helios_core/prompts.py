@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Generic, TypeVar
 
 import torch
@@ -38,7 +39,7 @@ class PromptSchedule(Generic[T]):
         starts = [first for first, _ in self.rows]
         if not starts or starts[0] != 0:
             raise HeliosError(f"prompt schedule begins at chunk {starts[0] if starts else '?'}; its first row needs 0.")
-        for before, after in zip(starts, starts[1:], strict=False):
+        for before, after in pairwise(starts):
             if after <= before:
                 raise HeliosError(
                     f"prompt schedule row at chunk {after} follows the row at chunk {before}; "

@@ -13,6 +13,7 @@ from helios_setup.comfyui import link_folder
 from helios_setup.environment import say
 from helios_setup.errors import ExecutionFailedError, ServerDiedError, SetupError
 from helios_setup.events import Event
+from helios_setup.examples import write_examples
 from helios_setup.paths import API_WORKFLOWS, OUTPUT
 from helios_setup.server import ComfyServer, output_files
 from helios_setup.workflow import TINY_SIZE, fill_workflow, load_workflow, workflow_variant
@@ -77,11 +78,12 @@ def server_arguments(extra: list[str]) -> list[str]:
 
 
 def private_directories(session: Path) -> list[str]:
-    """Options that keep a one-off server from a user's own settings, temporary files and database."""
-    user = session / "user"
+    """Options that keep a one-off server from a user's own settings, inputs, temporary files and database."""
+    user, inputs = session / "user", session / "input"
     user.mkdir()
+    write_examples(inputs)
     return [
-        *("--user-directory", str(user), "--temp-directory", str(session)),
+        *("--user-directory", str(user), "--temp-directory", str(session), "--input-directory", str(inputs)),
         *("--database-url", "sqlite:///:memory:"),
     ]
 

@@ -180,19 +180,19 @@ def pip_failure(output: list[str]) -> str:
     return errors[-1][len("ERROR:") :].strip() if errors else "pip gave no reason"
 
 
+SYSTEM_TOOLS = {"ffprobe": ("ffmpeg", "read video files with it"), "chromium": ("chromium", "open the browser")}
+
+
 def install_system_tools() -> None:
-    """Install ffmpeg (for the tests that use ffprobe) where that is possible without asking; else say so."""
-    if shutil.which("ffprobe"):
-        return
+    """Install what the tests use from Debian where that is possible without asking; else say what is skipped."""
+    missing = {tool: SYSTEM_TOOLS[tool] for tool in SYSTEM_TOOLS if not shutil.which(tool)}
     debian = Path("/etc/debian_version").exists() and shutil.which("apt-get")
-    if not debian or not hasattr(os, "geteuid") or os.geteuid() != 0:
-        say("ffprobe is not installed: the tests that read video files with it are skipped.")
-        return
-    say("Installing ffmpeg with apt-get ...")
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for arguments in (["update"], ["install", "-y", "--no-install-recommends", "ffmpeg"]):
-        done = subprocess.run(
-            ["apt-get", "-q", *arguments], env=environment, capture_output=True, text=True, check=False
-        )
-    if done.returncode != 0:
-        say("apt-get could not install ffmpeg: the tests that use ffprobe are skipped.")
+    if missing and debian and hasattr(os, "geteuid") and os.geteuid() == 0:
+        packages = [package for package, _ in missing.values()]
+        say(f"Installing {' and '.join(packages)} with apt-get ...")
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for arguments in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
+            subprocess.run(["apt-get", "-q", *arguments], env=environment, capture_output=True, check=False)
+    for tool, (_, purpose) in missing.items():
+        if not shutil.which(tool):
+            say(f"{tool} is not installed: the tests that {purpose} are skipped.")

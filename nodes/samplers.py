@@ -12,8 +12,17 @@ from torch import Tensor
 
 from ..helios_core.chain import ChunkSampler, check_chain
 from ..helios_core.errors import HeliosError
+from ..helios_core.guidance import guide_zero_star
 from ..helios_core.history import CHUNK_LATENT_FRAMES, History
-from ..helios_core.samplers import DMDSampler, Progress, draw_noise
+from ..helios_core.samplers import (
+    SOLVERS,
+    BaseSampler,
+    DMDSampler,
+    Progress,
+    PyramidSampler,
+    SchedulerConfig,
+    draw_noise,
+)
 from .model import HISTORY_KEY, HeliosModel, HeliosSampling
 from .prepared import PREPARED_KEY, PreparedInputs
 
@@ -56,6 +65,9 @@ class HeliosSampler(comfy.samplers.Sampler):
         check_chain(self.settings, history, 1)
         _keep_prepared(model_wrap, extra_args)
         generator = self.generator or _continued_generator(extra_args.get("seed"), noise)
+        guided = model_wrap.cfg > 1
+        if guided and self.settings.zero_star:
+            extra_args["model_options"]["sampler_cfg_function"] = _zero_star
 
         def velocity(latents: Tensor, timestep: Tensor) -> Tensor:
             exact = float(timestep[0])
@@ -68,9 +80,15 @@ class HeliosSampler(comfy.samplers.Sampler):
                 callback(progress.step - 1, progress.x0, progress.x0, progress.total)
 
         self.chunk_latents = self.settings.sample(
-            velocity, noise, generator, history.chunk, on_step, model.get_dtype_inference()
+            velocity, noise, generator, history.chunk, guided, on_step, model.get_dtype_inference()
         ).float()
         return self.chunk_latents
+
+
+def _zero_star(arguments: dict[str, Any]) -> Tensor:
+    """CFG-Zero* as core wants it: what the guided prediction takes away from its input."""
+    conditional, unconditional = arguments["cond_denoised"], arguments["uncond_denoised"]
+    return arguments["input"] - guide_zero_star(conditional, unconditional, arguments["cond_scale"])
 
 
 def check_model(model: Any, model_sampling: Any, settings: ChunkSampler) -> None:
@@ -138,6 +156,54 @@ def _continued_generator(seed: int | None, noise: Tensor) -> torch.Generator:
     return generator
 
 
+def steps_input(default: str, released: str) -> io.String.Input:
+    return io.String.Input(
+        "steps",
+        default=default,
+        tooltip=f"Steps of each stage, coarse to fine; as many numbers as there are stages. {released}",
+    )
+
+
+def stage_inputs() -> list[io.Input]:
+    """How a pyramid divides the noise range, with the released defaults."""
+    return [
+        io.String.Input(
+            "stage_range",
+            default="",
+            advanced=True,
+            tooltip="Where the stages begin and end, from 0 to 1, one number more than stages: '0, 0.33, 0.66, 1'. "
+            "Empty: equal parts, as released.",
+        ),
+        io.Float.Input(
+            "gamma",
+            default=1 / 3,
+            min=0.01,
+            max=1 / 3,
+            step=0.01,
+            round=False,
+            advanced=True,
+            tooltip="Correlation of the noise added between stages. Released: 1/3, its highest value.",
+        ),
+    ]
+
+
+def numbers(name: str, text: str, kind: type) -> tuple:
+    """``"2, 2, 2"`` -> (2, 2, 2)."""
+    try:
+        return tuple(kind(part) for part in text.replace(";", ",").split(",") if part.strip())
+    except ValueError:
+        raise HeliosError(f"{name}={text!r} is not a list of numbers; write it like '2, 2, 2'.") from None
+
+
+def pyramid_config(steps: tuple[int, ...], stage_range: str, gamma: float, time_shift_type: str) -> SchedulerConfig:
+    """The scheduler of a pyramid with one stage for each entry of ``steps``."""
+    stages = len(steps)
+    if not stages:
+        raise HeliosError("steps is empty; write it like '2, 2, 2', one number per stage.")
+    bounds = numbers("stage_range", stage_range, float) or tuple(i / stages for i in range(stages + 1))
+    return SchedulerConfig(stages=stages, stage_range=bounds, gamma=gamma, time_shift_type=time_shift_type)
+
+
 class HeliosDMDSampler(io.ComfyNode):
     """The sampler of Helios Distilled: a few steps in each of three pyramid stages."""
 
@@ -150,28 +216,109 @@ class HeliosDMDSampler(io.ComfyNode):
             description="The sampler of Helios Distilled: a few steps in each of three pyramid stages, coarse to fine.",
             search_aliases=["helios distilled sampler", "helios sampler", "dmd"],
             inputs=[
-                io.Int.Input(
-                    f"steps_stage_{stage}",
-                    default=2,
-                    min=1,
-                    max=100,
-                    tooltip=f"Steps at stage {stage}, {size}. Released: 2; 1 is faster.",
-                )
-                for stage, size in enumerate(("a quarter of the size", "half of the size", "full size"))
-            ]
-            + [
+                steps_input("2, 2, 2", "Released: 2, 2, 2; 1, 1, 1 is faster."),
                 io.Boolean.Input(
                     "amplify_first_chunk",
                     default=True,
                     tooltip="Twice the steps in chunk 0, on which the whole video builds. Released: on.",
-                )
+                ),
+                *stage_inputs(),
+            ],
+            outputs=[io.Sampler.Output(tooltip="Connect it to Sample Chunk, Chunk Chain or SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(cls, steps: str, amplify_first_chunk: bool, stage_range: str, gamma: float) -> io.NodeOutput:
+        counts = numbers("steps", steps, int)
+        scheduler = pyramid_config(counts, stage_range, gamma, "linear")
+        return io.NodeOutput(HeliosSampler(DMDSampler(counts, amplify_first_chunk, scheduler)))
+
+
+class HeliosPyramidSampler(io.ComfyNode):
+    """The sampler of Helios Mid: many steps in each of three pyramid stages."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HeliosPyramidSampler",
+            display_name="Helios Pyramid Sampler (Mid)",
+            category="Helios/sampling",
+            description="The sampler of Helios Mid: many steps in each of three pyramid stages, coarse to fine, with "
+            "CFG-Zero* guidance.",
+            search_aliases=["helios mid sampler", "helios sampler", "cfg zero star"],
+            inputs=[
+                steps_input("20, 20, 20", "Released: 20, 20, 20."),
+                solver_input(),
+                io.Boolean.Input(
+                    "cfg_zero_star",
+                    default=True,
+                    tooltip="Scales the unconditional prediction to fit the conditional one (CFG-Zero*). Used where cfg "
+                    "is above 1. Released: on.",
+                ),
+                io.Boolean.Input(
+                    "zero_init",
+                    default=True,
+                    tooltip="With CFG-Zero*, the first steps of the coarsest stage change nothing. Released: on.",
+                ),
+                io.Int.Input(
+                    "zero_steps",
+                    default=1,
+                    min=0,
+                    max=100,
+                    advanced=True,
+                    tooltip="The last of those first steps, counted from 0: 1 means two steps. Released: 1.",
+                ),
+                *stage_inputs(),
             ],
             outputs=[io.Sampler.Output(tooltip="Connect it to Sample Chunk, Chunk Chain or SamplerCustomAdvanced.")],
         )
 
     @classmethod
     def execute(
-        cls, steps_stage_0: int, steps_stage_1: int, steps_stage_2: int, amplify_first_chunk: bool
+        cls,
+        steps: str,
+        solver: str,
+        cfg_zero_star: bool,
+        zero_init: bool,
+        zero_steps: int,
+        stage_range: str,
+        gamma: float,
     ) -> io.NodeOutput:
-        steps = (steps_stage_0, steps_stage_1, steps_stage_2)
-        return io.NodeOutput(HeliosSampler(DMDSampler(steps, amplify_first_chunk)))
+        counts = numbers("steps", steps, int)
+        scheduler = pyramid_config(counts, stage_range, gamma, "exponential")
+        return io.NodeOutput(
+            HeliosSampler(PyramidSampler(counts, solver, cfg_zero_star, zero_init, zero_steps, scheduler))
+        )
+
+
+class HeliosBaseSampler(io.ComfyNode):
+    """The sampler of Helios Base: many steps at full size."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HeliosBaseSampler",
+            display_name="Helios Base Sampler",
+            category="Helios/sampling",
+            description="The sampler of Helios Base: many steps at full size.",
+            search_aliases=["helios sampler", "helios unipc"],
+            inputs=[
+                io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Steps of each chunk. Released: 50."),
+                solver_input(),
+            ],
+            outputs=[io.Sampler.Output(tooltip="Connect it to Sample Chunk, Chunk Chain or SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(cls, steps: int, solver: str) -> io.NodeOutput:
+        return io.NodeOutput(HeliosSampler(BaseSampler((steps,), solver)))
+
+
+def solver_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "solver",
+        options=list(SOLVERS),
+        default="unipc",
+        advanced=True,
+        tooltip="unipc is the released one, of second order; euler is simpler and needs more steps.",
+    )

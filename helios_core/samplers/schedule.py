@@ -7,10 +7,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from ..errors import HeliosError
-from ..history import PIXELS_PER_TOKEN
 
 # Dynamic shift: 0.5 at 256 tokens, 1.15 at 4096, linear between and beyond.
 SHIFT_TOKENS = (256, 4096)
@@ -107,16 +105,6 @@ def stage_tables(config: SchedulerConfig) -> tuple[Stage, ...]:
         grid = np.linspace(first, last, steps + 1)[:-1]
         stages.append(Stage(float(grid[0]), float(grid[-1]), alpha, beta))
     return tuple(stages)
-
-
-def token_count(latents: Tensor) -> int:
-    """Noisy tokens of latents [B,16,T,h,w]: a token is 2x2 latent pixels of one frame."""
-    return latents[0, 0].numel() // 4
-
-
-def pyramid_size_multiple(stages: int) -> int:
-    """Pixels that width and height must be divisible by, for every stage to have whole tokens."""
-    return PIXELS_PER_TOKEN * 2 ** (stages - 1)
 
 
 def dynamic_shift(tokens: int) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from helios_setup.comfyui import link_folder
+from helios_setup.examples import write_examples
 from helios_setup.paths import PACK_NAME, ROOT
 from helios_setup.server import ComfyServer
 
@@ -24,6 +25,7 @@ def make_base(base: Path, models: Mapping[str, Path] | None = None, packs: Mappi
         (base / name).mkdir(parents=True, exist_ok=True)
     for name, folder in (packs or {PACK_NAME: ROOT}).items():
         link_folder(folder, base / "custom_nodes" / name)
+    write_examples(base / "input")
     for name, folder in (models or {}).items():
         link_folder(folder, base / "models" / "diffusers" / name)
     return base

@@ -276,10 +276,10 @@ def test_damaged_and_foreign_checkpoints_are_refused_by_name(comfy, graph, tiny_
 
 def test_object_info_explains_every_input(comfy):
     info = {name: node for name, node in comfy.object_info().items() if name.startswith("Helios")}
-    assert len(info) >= 9
+    assert len(info) >= 18
     for name, node in info.items():
         assert node["display_name"] and node["description"], name
         assert node["category"].startswith("Helios/"), name
-        for kind in node["input"].values():
-            for key, spec in kind.items():
-                assert spec[1].get("tooltip"), f"{name}.{key} has no tooltip"
+        for kind in ("required", "optional"):
+            for key, spec in node["input"].get(kind, {}).items():
+                assert len(spec) > 1 and spec[1].get("tooltip"), f"{name}.{key} has no tooltip: {spec}"

@@ -120,6 +120,17 @@ def test_prepared_inputs_equal_raw_ones():
     assert torch.equal(ours(given["latents"], given["timestep"], text, history), ours(**given))
 
 
+@torch.no_grad()
+def test_batched_guidance_equals_separate_guidance():
+    _, ours = pair()
+    given = inputs(SIZES[1], batch=2)
+    given["timestep"] = torch.tensor([385, 385])
+    both = ours(**given)
+    alone = [ours(**{k: v[i : i + 1] for k, v in given.items()}) for i in range(2)]
+    guided = both[1:] + 5.0 * (both[:1] - both[1:])
+    assert (guided - (alone[1] + 5.0 * (alone[0] - alone[1]))).abs().max() <= 1e-5
+
+
 def test_modulation_is_never_expanded_per_token():
     """Two rows exist (history, noisy): no intermediate has the tokens x 6 x width of the reference's expansion."""
     _, ours = pair()

@@ -1,0 +1,209 @@
+"""Every shipped workflow, and image, video, schedule and saved histories through the node path."""
+
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from helios_core.pipeline import HeliosPipeline
+from helios_setup.errors import PromptRejectedError
+from helios_setup.examples import CLIP, FRAMES, IMAGE
+from helios_setup.paths import API_WORKFLOWS
+from helios_setup.server import failure, output_files
+from helios_setup.workflow import fill_workflow, workflow_variant
+
+SIZE = (128, 64)
+SEED = 5
+WORKFLOWS = sorted(path.stem for path in API_WORKFLOWS.glob("*.json"))
+LOADERS = {"HeliosModelLoader": "model", "HeliosTextEncoderLoader": "text_encoder", "HeliosVAELoader": "vae"}
+
+
+def base(comfy) -> Path:
+    return comfy.log_file.parent
+
+
+def quick(name, **changes) -> dict:
+    """A shipped workflow on helios-tiny: small, few steps, at most three chunks."""
+    graph = json.loads((API_WORKFLOWS / f"{name}.json").read_text())
+    graph = fill_workflow(graph, f"helios-tiny-{workflow_variant(name)}", size=SIZE)
+    for node in graph.values():
+        inputs = node["inputs"]
+        if "steps" in inputs:
+            inputs["steps"] = 2 if isinstance(inputs["steps"], int) else "1, 1, 1"
+        if "seed" in inputs:
+            inputs["seed"] = SEED
+        if "first_chunks" in inputs:
+            inputs["first_chunks"] = "0, 1, 2"
+        if "num_chunks" in inputs:
+            inputs["num_chunks"] = changes.get("num_chunks", min(2, inputs["num_chunks"]))
+    return graph
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_shipped_workflow_runs(comfy, name):
+    graph = quick(name)
+    (video,) = output_files(comfy.run(graph), base(comfy) / "output")
+    chunks = sum(n["inputs"].get("num_chunks", 1) for n in graph.values() if "Chunk" in n["class_type"])
+    before = FRAMES if name.endswith("v2v") else 0
+    with av.open(str(video)) as container:
+        stream = container.streams.video[0]
+        assert (stream.width, stream.height) == SIZE
+        assert sum(1 for _ in container.decode(stream)) == 33 * chunks + before
+
+
+def test_templates_and_api_workflows_are_twins():
+    titles = {path.stem for path in API_WORKFLOWS.parent.glob("*.json")}
+    assert len(titles) == len(WORKFLOWS)
+    assert all((API_WORKFLOWS.parent / f"{title}.jpg").is_file() for title in titles)
+
+
+def find(graph, *kinds) -> str:
+    return next(key for key, node in graph.items() if node["class_type"] in kinds)
+
+
+def saved_latents(comfy, graph, source=None, **extra) -> torch.Tensor:
+    """Runs ``graph`` up to the latent of ``source`` (its chain by default) and reads it back."""
+    source = source or find(graph, "HeliosChunkChain")
+    ends = ("HeliosDecode", "CreateVideo", "SaveVideo", "BatchImagesNode")
+    cut = {key: node for key, node in graph.items() if node["class_type"] not in ends}
+    cut["latent"] = {"class_type": "SaveLatent", "inputs": {"samples": [source, 0], "filename_prefix": "test/latent"}}
+    item = next(iter(comfy.run(cut | extra)["outputs"]["latent"].values()))[0]
+    return load_file(base(comfy) / "output" / item["subfolder"] / item["filename"])["latent_tensor"]
+
+
+def seen_by_helios(frames: np.ndarray) -> torch.Tensor:
+    """Core's resize and crop, computed by torch: cover bilinearly, crop the centre. [F,3,H,W] in 0..1."""
+    clip = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
+    width, height = SIZE
+    # The example is exactly twice as wide as high, as the video is: nothing is cropped.
+    return torch.nn.functional.interpolate(clip, size=(height, width), mode="bilinear")
+
+
+@pytest.mark.parametrize("variant", ["base", "mid", "distilled"])
+@pytest.mark.parametrize("task", ["i2v", "v2v"])
+def test_node_path_gives_the_headless_latents(comfy, tiny_folder, variant, task):
+    name = f"helios_{variant}_{task}"
+    graph = quick(name)
+    prompts = [node["inputs"]["text"] for node in graph.values() if node["class_type"] == "CLIPTextEncode"]
+    with av.open(str(base(comfy) / "input" / (IMAGE if task == "i2v" else CLIP))) as container:
+        decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    given = {"image" if task == "i2v" else "video": seen_by_helios(np.stack(decoded))}
+    pipeline = HeliosPipeline.from_pretrained(tiny_folder(variant))
+    expected = pipeline(
+        prompts[0],
+        prompts[1] or None,
+        width=SIZE[0],
+        height=SIZE[1],
+        num_frames=66,
+        num_inference_steps=2,
+        pyramid_num_inference_steps_list=[1, 1, 1],
+        generator=torch.Generator().manual_seed(SEED),
+        output_type="latent",
+        **given,
+    ).latents
+    result = pipeline.vae.normalise(saved_latents(comfy, graph))
+    # A video's pixels pass core's own colour conversion on their way in.
+    assert (result - expected).abs().max() <= (1e-4 if task == "i2v" else 2e-2)
+
+
+def test_schedule_changes_only_later_chunks(comfy):
+    graph = quick("helios_distilled_interactive", num_chunks=4)
+    schedule = graph[find(graph, "HeliosPromptSchedule")]["inputs"]
+    schedule.update(first_chunks="0, 2, 3", blend=0)
+    before = saved_latents(comfy, graph)
+    graph[schedule["rows.row_2"][0]]["inputs"]["text"] = "a rainbow over a calm sea"
+    after = saved_latents(comfy, graph)
+    assert torch.equal(before[:, :, :27], after[:, :, :27])
+    assert not torch.equal(before[:, :, 27:], after[:, :, 27:])
+
+
+def test_text_schedule_equals_the_node_schedule(comfy):
+    graph = quick("helios_distilled_interactive", num_chunks=3)
+    key = find(graph, "HeliosPromptSchedule")
+    inputs = graph[key]["inputs"]
+    rows = [graph[inputs[f"rows.row_{i}"][0]]["inputs"]["text"] for i in range(3)]
+    expected = saved_latents(comfy, graph)
+    text = " / ".join(f"{i}: {row}" for i, row in enumerate(rows))
+    clip = graph[inputs["rows.row_0"][0]]["inputs"]["clip"]
+    graph[key] = {"class_type": "HeliosPromptScheduleText", "inputs": {"clip": clip, "text": text, "blend": 3}}
+    assert torch.equal(saved_latents(comfy, graph), expected)
+
+
+def test_saved_history_continues_bit_for_bit_in_another_process(comfy, new_comfy):
+    whole = saved_latents(comfy, quick("helios_distilled_t2v", num_chunks=3))
+    graph = quick("helios_distilled_t2v", num_chunks=2)
+    chain = find(graph, "HeliosChunkChain")
+    save = {"class_type": "HeliosSaveHistory", "inputs": {"history": [chain, 1], "filename_prefix": "take"}}
+    saved_latents(comfy, graph, save=save)
+    (file,) = (base(comfy) / "output").glob("take_*.safetensors")
+
+    other = new_comfy(arguments=("--cpu", "--force-fp32", "--fp32-text-enc"))
+    (base(other) / "input" / file.name).write_bytes(file.read_bytes())
+    graph = quick("helios_distilled_t2v", num_chunks=1)
+    graph[find(graph, "HeliosEmptyHistory")] = {"class_type": "HeliosLoadHistory", "inputs": {"file": file.name}}
+    assert torch.equal(saved_latents(other, graph), whole[:, :, 18:])
+
+
+def test_batched_guidance_equals_separate_guidance(comfy, tiny_folder):
+    """Core evaluates cond and uncond of both videos in one call, the headless loop one after the other."""
+    graph = quick("helios_mid_t2v", num_chunks=1)
+    graph[find(graph, "HeliosEmptyHistory")]["inputs"]["batch_size"] = 2
+    prompt, negative = (n["inputs"]["text"] for n in graph.values() if n["class_type"] == "CLIPTextEncode")
+    pipeline = HeliosPipeline.from_pretrained(tiny_folder("mid"))
+    expected = pipeline(
+        [prompt, prompt],
+        negative,
+        width=SIZE[0],
+        height=SIZE[1],
+        num_frames=33,
+        pyramid_num_inference_steps_list=[1, 1, 1],
+        generator=torch.Generator().manual_seed(SEED),
+        output_type="latent",
+    ).latents
+    result = pipeline.vae.normalise(saved_latents(comfy, graph))
+    assert not torch.allclose(result[0], result[1], atol=1e-2)
+    assert (result - expected).abs().max() <= 1e-4
+
+
+def refused(comfy, graph) -> str:
+    try:
+        return failure(comfy.wait(comfy.queue(graph)))
+    except PromptRejectedError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "changes", "message"),
+    [
+        ("helios_distilled_v2v", "HeliosVideoHistory", {"video": ["short", 0]}, "video has 20 frames"),
+        ("helios_distilled_i2v", "HeliosImageHistory", {"noise_sigma_min": 0.5}, "noise sigma range 0.5 to 0.135"),
+        ("helios_distilled_interactive", "HeliosPromptSchedule", {"first_chunks": "0, 9, 7"}, "row at chunk 7 follows"),
+        ("helios_distilled_interactive", "HeliosPromptSchedule", {"first_chunks": "0, 7"}, "has 2 numbers for 3 rows"),
+        ("helios_distilled_interactive", "HeliosPromptSchedule", {"first_chunks": "0, x, 7"}, "not a list of chunk"),
+        ("helios_base_t2v", "HeliosModelLoader", {"model": "helios-tiny-distilled"}, "sampler is for base"),
+        ("helios_mid_t2v", "HeliosPyramidSampler", {"steps": "3, 3"}, None),
+        ("helios_mid_t2v", "HeliosPyramidSampler", {"stage_range": "0, 1"}, "does not fit stages=3"),
+        ("helios_mid_t2v", "HeliosPyramidSampler", {"steps": "a, b"}, "is not a list of numbers"),
+        ("helios_mid_t2v", "HeliosPyramidSampler", {"steps": "1, 1, 1, 1"}, "use 128"),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(comfy, name, kind, changes, message):
+    graph = quick(name)
+    graph["short"] = {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 20, "color": 0}}
+    graph[find(graph, kind)]["inputs"].update(changes)
+    told = refused(comfy, graph)
+    if message is None:
+        assert told is None, "two stages are allowed"
+    else:
+        assert message in told and "\n" not in told.strip()
+
+
+@pytest.mark.parametrize("file", ["../../etc/passwd.safetensors", "absent.safetensors", "example.png"])
+def test_history_files_outside_the_folders_are_refused(comfy, file):
+    graph = quick("helios_distilled_t2v")
+    graph[find(graph, "HeliosEmptyHistory")] = {"class_type": "HeliosLoadHistory", "inputs": {"file": file}}
+    assert "does not exist" in (told := refused(comfy, graph)) or "not a .safetensors file within" in told
