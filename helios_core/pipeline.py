@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .chain import ChunkSampler, sample_chunks
-from .checkpoint import load_transformer, open_folder
+from .checkpoint import load_transformer, open_transformer
 from .errors import HeliosError
 from .fingerprint import fingerprint, folder_fingerprint
 from .guidance import guided
@@ -99,23 +99,43 @@ class HeliosPipeline:
         folder_or_repo_id: str | Path,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        *,
+        variant: str | None = None,
+        vae: str | Path | None = None,
+        text_encoder: str | Path | None = None,
     ) -> HeliosPipeline:
-        """Loads a released folder. The text encoder is read at the first prompt.
+        """Loads a released folder, or a single transformer file in any known layout.
+
+        The text encoder is read at the first prompt. ``variant`` is needed where a single file does not say which
+        it is. A single file also needs ``vae`` (a VAE file, or a released folder), and ``text_encoder`` (a released
+        folder) unless only embeddings are passed; with a folder they replace its own.
 
         Raises:
-            HeliosError: the folder is absent, foreign, incomplete or damaged.
+            HeliosError: something is absent, foreign, incomplete or damaged.
         """
-        folder = open_folder(folder_or_repo_id)
+        source = open_transformer(folder_or_repo_id, variant)
+        folder = source.path if source.path.is_dir() else None
+        vae, text_encoder = vae or folder, text_encoder or folder
+        if vae is None:
+            raise HeliosError(f"{source.path} is a transformer alone; give vae= a VAE file or a released folder too.")
+
+        def load_text_encoder() -> TextEncoder:
+            if text_encoder is None:
+                raise HeliosError(
+                    f"{source.path} is a transformer alone; give text_encoder= a released folder, or prompt_embeds."
+                )
+            return TextEncoder.from_folder(text_encoder, dtype, device)
+
         return cls(
-            transformer=load_transformer(folder, dtype, device),
-            vae=load_vae(folder.path / "vae", torch.float32, device),
-            text_encoder=functools.cache(lambda: TextEncoder.from_folder(folder.path, dtype, device)),
-            variant=folder.variant,
-            scheduler=SchedulerConfig.from_dict(folder.scheduler),
-            zero_star=folder.is_cfg_zero_star,
+            transformer=load_transformer(source, dtype, device),
+            vae=load_vae(vae, torch.float32, device),
+            text_encoder=functools.cache(load_text_encoder),
+            variant=source.variant,
+            scheduler=SchedulerConfig.from_dict(source.scheduler),
+            zero_star=source.is_cfg_zero_star,
             device=torch.device(device),
             dtype=dtype,
-            folder=folder.path,
+            folder=folder,
         )
 
     def velocity(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -173,8 +193,8 @@ class HeliosPipeline:
         keyed = None if take is None else KeyedChunks(take)
         for latents, history in self._latent_chunks(*args, **kwargs, keyed=keyed):
             frames = None if output_type == "latent" else _as_output(self.decode(latents), "uint8")
-            kept = {} if keyed is None else {"key": keyed.key, "reused": keyed.reused}
-            yield Chunk(history.chunk - 1, latents, frames, history, **kept)
+            key, reused = ("", False) if keyed is None else (keyed.key, keyed.reused)
+            yield Chunk(history.chunk - 1, latents, frames, history, key, reused)
 
     def fingerprint(self, *parts: str) -> str:
         """Identity of the weights and settings in subfolders of the released folder.

@@ -13,6 +13,7 @@ from ..helios_core.errors import HeliosError
 from ..helios_core.tiny import VARIANTS, write_tiny
 
 DIFFUSERS = "diffusers"
+SINGLE_FILES = (".safetensors", ".sft")
 TINY_PREFIX = "helios-tiny-"
 TINY_NAMES = tuple(TINY_PREFIX + variant for variant in VARIANTS)
 RELEASED = {
@@ -24,21 +25,26 @@ RELEASED = {
 log = logging.getLogger(__name__)
 
 
-def folder_choices() -> list[str]:
-    """Helios folders under models/diffusers, then helios-tiny, then released models that are not installed yet.
+def choices(kind: str) -> list[str]:
+    """Helios folders under models/diffusers, single files under models/``kind``, helios-tiny, released models.
 
-    Names that are not installed stay choosable so that a shared workflow opens intact; running one is refused
-    with what to download.
+    Released names that are not installed stay choosable so that a shared workflow opens intact; running one is
+    refused with what to download.
     """
-    installed = installed_folders()
-    return list(dict.fromkeys([*installed, *TINY_NAMES, *RELEASED]))
+    return list(dict.fromkeys([*installed_folders(), *single_files(kind), *TINY_NAMES, *RELEASED]))
 
 
-def default_choice() -> str:
+def default_choice(kind: str) -> str:
     """A real model where one is installed (Distilled first), else helios-tiny."""
     installed = [name for name in installed_folders() if name not in TINY_NAMES]
     preferred = [name for name in RELEASED if name in installed]
-    return (preferred or installed or [TINY_PREFIX + "distilled"])[0]
+    named = [name for name in single_files(kind) if "helios" in name.lower()]
+    return (preferred or installed or named or [TINY_PREFIX + "distilled"])[0]
+
+
+def single_files(kind: str) -> list[str]:
+    """The safetensors files under models/``kind``, as core names them."""
+    return [name for name in folder_paths.get_filename_list(kind) if name.lower().endswith(SINGLE_FILES)]
 
 
 def installed_folders() -> dict[str, Path]:
@@ -53,33 +59,44 @@ def installed_folders() -> dict[str, Path]:
     return found
 
 
-def check_installed(name: str) -> str | None:
+def check_installed(name: str, kind: str) -> str | None:
     """Why ``name`` cannot be loaded, in one sentence; None where it can."""
-    if name in TINY_NAMES or name in installed_folders():
+    if name in TINY_NAMES or name in installed_folders() or name in single_files(kind):
         return None
     if name in RELEASED:
         return (
             f"{name} is not installed: download https://huggingface.co/{RELEASED[name]} into "
-            f"models/diffusers/{name}, or choose {TINY_PREFIX}distilled to try the workflow with random weights."
+            f"models/diffusers/{name} (the node Helios Download Model does), or choose {TINY_PREFIX}distilled to try "
+            "the workflow with random weights."
         )
-    return f"model {name!r} is not a Helios folder under models/diffusers; choose one from the list."
+    return (
+        f"model {name!r} is neither a Helios folder under models/diffusers nor a safetensors file under "
+        f"models/{kind}; choose one from the list."
+    )
 
 
-def resolve_folder(name: str) -> Path:
-    """The folder behind a choice; helios-tiny is made on first use.
+def resolve(name: str, kind: str) -> Path:
+    """The folder or file behind a choice; helios-tiny is made on first use.
 
     Raises:
         HeliosError: not installed, or not a Helios folder.
     """
-    problem = check_installed(name)
+    problem = check_installed(name, kind)
     if problem:
         raise HeliosError(problem)
+    if name in single_files(kind):
+        return Path(folder_paths.get_full_path_or_raise(kind, name))
     folder = installed_folders().get(name)
     if folder is None:
-        folder = write_tiny(Path(folder_paths.get_folder_paths(DIFFUSERS)[0]) / name, name.removeprefix(TINY_PREFIX))
+        folder = write_tiny(diffusers_folder() / name, name.removeprefix(TINY_PREFIX))
     if name in TINY_NAMES:
         log.warning("%s has random weights: it shows that the workflow runs, and makes abstract noise.", name)
     return folder
+
+
+def diffusers_folder() -> Path:
+    """Where new folders are written."""
+    return Path(folder_paths.get_folder_paths(DIFFUSERS)[0])
 
 
 def _is_helios(folder: Path) -> bool:

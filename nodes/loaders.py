@@ -1,4 +1,4 @@
-"""Loader nodes: a released folder becomes MODEL, CLIP and VAE."""
+"""Loader nodes: a released folder or a single file becomes MODEL, CLIP or VAE."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import torch
 from comfy.ldm.modules.attention import REGISTERED_ATTENTION_FUNCTIONS
 from comfy_api.latest import io
 
-from .files import check_installed, default_choice, folder_choices, resolve_folder
+from ..helios_core.checkpoint.source import VARIANTS
+from .files import check_installed, choices, default_choice, resolve
 from .model import load_helios_model
 from .text_encoder import load_text_encoder
 from .vae import load_vae
@@ -19,20 +20,21 @@ WEIGHT_DTYPES = {
     "fp8_e4m3fn": torch.float8_e4m3fn,
 }
 AUTO = "auto"
+TRANSFORMERS, TEXT_ENCODERS, VAES = "diffusion_models", "text_encoders", "vae"
 
 
-def _folder_input(name: str, what: str) -> io.Combo.Input:
+def _model_input(name: str, what: str, kind: str) -> io.Combo.Input:
     return io.Combo.Input(
         name,
-        options=folder_choices(),
-        default=default_choice(),
-        tooltip=f"The released Helios folder under models/diffusers whose {what} is loaded. The helios-tiny choices "
-        "have random weights and need no download.",
+        options=choices(kind),
+        default=default_choice(kind),
+        tooltip=f"The released Helios folder under models/diffusers whose {what} is loaded, or a single safetensors "
+        f"file under models/{kind}. The helios-tiny choices have random weights and need no download.",
     )
 
 
 class HeliosModelLoader(io.ComfyNode):
-    """Loads the Helios transformer; the folder says which variant it is."""
+    """Loads the Helios transformer; the folder or file says which variant it is."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -40,11 +42,11 @@ class HeliosModelLoader(io.ComfyNode):
             node_id="HeliosModelLoader",
             display_name="Helios Model Loader",
             category="Helios/loaders",
-            description="Loads the Helios transformer. The folder says whether it is Base, Mid or Distilled, and "
-            "only that variant's sampler accepts it.",
+            description="Loads the Helios transformer from a released folder or a single file, in bf16, fp16, fp32 or "
+            "scaled fp8. It knows whether it is Base, Mid or Distilled, and only that variant's sampler accepts it.",
             search_aliases=["load helios", "helios checkpoint", "helios unet", "helios diffusion model"],
             inputs=[
-                _folder_input("model", "transformer"),
+                _model_input("model", "transformer", TRANSFORMERS),
                 io.Combo.Input(
                     "weight_dtype",
                     options=list(WEIGHT_DTYPES),
@@ -60,23 +62,32 @@ class HeliosModelLoader(io.ComfyNode):
                     advanced=True,
                     tooltip="Attention implementation. auto is the one ComfyUI was started with.",
                 ),
+                io.Combo.Input(
+                    "variant",
+                    options=[AUTO, *VARIANTS],
+                    default=AUTO,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Which Helios a single file is, where the file does not say so itself. auto reads it from "
+                    "the folder or the file.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="A native MODEL: LoRA, compile and sampling nodes accept it.")],
         )
 
     @classmethod
     def validate_inputs(cls, model: str) -> bool | str:
-        return check_installed(model) or True
+        return check_installed(model, TRANSFORMERS) or True
 
     @classmethod
-    def execute(cls, model: str, weight_dtype: str, attention: str) -> io.NodeOutput:
-        folder = resolve_folder(model)
-        chosen = None if attention == AUTO else attention
-        return io.NodeOutput(load_helios_model(folder, WEIGHT_DTYPES[weight_dtype], chosen))
+    def execute(cls, model: str, weight_dtype: str, attention: str, variant: str = AUTO) -> io.NodeOutput:
+        path = resolve(model, TRANSFORMERS)
+        chosen_attention, chosen_variant = (None if chosen == AUTO else chosen for chosen in (attention, variant))
+        return io.NodeOutput(load_helios_model(path, WEIGHT_DTYPES[weight_dtype], chosen_attention, chosen_variant))
 
 
 class HeliosTextEncoderLoader(io.ComfyNode):
-    """Loads the UMT5 text encoder of a released folder."""
+    """Loads the UMT5 text encoder of a released folder or a single file."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -84,24 +95,24 @@ class HeliosTextEncoderLoader(io.ComfyNode):
             node_id="HeliosTextEncoderLoader",
             display_name="Helios Text Encoder Loader",
             category="Helios/loaders",
-            description="Loads the UMT5-XXL text encoder of a released folder. Core's Load CLIP with type wan is "
-            "equally good; this one reads parentheses as plain text, as the reference does.",
+            description="Loads the UMT5-XXL text encoder of a released folder or a single file. Core's Load CLIP with "
+            "type wan is equally good; this one reads parentheses as plain text, as the reference does.",
             search_aliases=["helios clip", "helios umt5", "helios t5"],
-            inputs=[_folder_input("text_encoder", "text encoder")],
+            inputs=[_model_input("text_encoder", "text encoder", TEXT_ENCODERS)],
             outputs=[io.Clip.Output(tooltip="Connect it to CLIP Text Encode.")],
         )
 
     @classmethod
     def validate_inputs(cls, text_encoder: str) -> bool | str:
-        return check_installed(text_encoder) or True
+        return check_installed(text_encoder, TEXT_ENCODERS) or True
 
     @classmethod
     def execute(cls, text_encoder: str) -> io.NodeOutput:
-        return io.NodeOutput(load_text_encoder(resolve_folder(text_encoder)))
+        return io.NodeOutput(load_text_encoder(resolve(text_encoder, TEXT_ENCODERS)))
 
 
 class HeliosVAELoader(io.ComfyNode):
-    """Loads the Wan 2.1 VAE of a released folder."""
+    """Loads the Wan 2.1 VAE of a released folder or a single file."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -109,17 +120,17 @@ class HeliosVAELoader(io.ComfyNode):
             node_id="HeliosVAELoader",
             display_name="Helios VAE Loader",
             category="Helios/loaders",
-            description="Loads the Wan 2.1 VAE of a released folder. Core's Load VAE with the Wan 2.1 VAE is "
-            "equally good.",
+            description="Loads the Wan 2.1 VAE of a released folder or a single file. Core's Load VAE with the Wan 2.1 "
+            "VAE is equally good.",
             search_aliases=["helios vae", "wan vae diffusers"],
-            inputs=[_folder_input("vae", "VAE")],
+            inputs=[_model_input("vae", "VAE", VAES)],
             outputs=[io.Vae.Output(tooltip="Connect it to Helios Decode.")],
         )
 
     @classmethod
     def validate_inputs(cls, vae: str) -> bool | str:
-        return check_installed(vae) or True
+        return check_installed(vae, VAES) or True
 
     @classmethod
     def execute(cls, vae: str) -> io.NodeOutput:
-        return io.NodeOutput(load_vae(resolve_folder(vae)))
+        return io.NodeOutput(load_vae(resolve(vae, VAES)))

@@ -10,6 +10,7 @@ from typing import Any
 
 import comfy.conds
 import comfy.latent_formats
+import comfy.memory_management
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
@@ -21,8 +22,16 @@ import torch
 from comfy.ldm.modules.attention import get_attention_function, optimized_attention
 from torch import Tensor
 
-from ..helios_core.checkpoint import open_folder
-from ..helios_core.checkpoint.load import check_state_dict, transformer_state_dict
+from ..helios_core.checkpoint.header import read_header
+from ..helios_core.checkpoint.load import check_state_dict, keeps_float32, place
+from ..helios_core.checkpoint.mapped import map_file
+from ..helios_core.checkpoint.source import (
+    INFO_TENSOR,
+    TransformerSource,
+    info_tensor,
+    open_transformer,
+    transformer_tensors,
+)
 from ..helios_core.history import History
 from ..helios_core.transformer import HeliosTransformer, TransformerConfig
 from .prepared import PREPARED_KEY, PreparedInputs
@@ -104,6 +113,12 @@ class HeliosModel(comfy.model_base.BaseModel):
             out[f"history_{name}"] = comfy.conds.CONDRegular(part)
         return out
 
+    def state_dict_for_saving(self, unet_state_dict: dict[str, Tensor], *parts: Any, **named_parts: Any) -> dict:
+        """Adds what a file must say about itself: core's savers write no metadata for models it does not know."""
+        saved = super().state_dict_for_saving(unet_state_dict, *parts, **named_parts)
+        saved[INFO_TENSOR] = info_tensor(self.variant, self.diffusion_model.config)
+        return saved
+
 
 class HeliosNetwork(HeliosTransformer):
     """The transformer behind core's calling convention, with core's attention and its patches."""
@@ -169,39 +184,99 @@ class HeliosNetwork(HeliosTransformer):
 
 
 def load_helios_model(
-    path: str | Path, dtype: torch.dtype | None = None, attention: str | None = None, disable_dynamic: bool = False
+    path: str | Path,
+    dtype: torch.dtype | None = None,
+    attention: str | None = None,
+    variant: str | None = None,
+    disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
-    """Loads a released folder as core loads a diffusion model (comfy.sd.load_diffusion_model_state_dict).
+    """Loads a released folder or single file as core loads a diffusion model (comfy.sd.load_diffusion_model).
 
-    ``dtype`` None lets core choose for the device; ``attention`` None uses core's.
+    ``dtype`` None lets core choose for the device; ``attention`` None uses core's; ``variant`` is needed where a
+    single file does not say which it is. Weights that need no conversion stay memory-mapped.
+
+    Raises:
+        HeliosError: absent, damaged, foreign, or of an unknown or contradicting variant.
     """
-    folder = open_folder(path)
-    config = HeliosConfig(TransformerConfig.from_dict(folder.transformer), folder.variant)
+    source = open_transformer(path, variant)
+    state_dict = read_state_dict(source)
     with torch.device("meta"):
-        skeleton = HeliosTransformer(**TransformerConfig.from_dict(folder.transformer).to_dict())
-    state_dict = transformer_state_dict(folder)
-    check_state_dict(skeleton, state_dict, folder.path / "transformer")
+        skeleton = HeliosTransformer(**source.config.to_dict())
+    check_state_dict(skeleton, state_dict, source.path)
 
     load_device = comfy.model_management.get_torch_device()
-    offload_device = comfy.model_management.unet_offload_device()
-    supported = config.supported_inference_dtypes
-    dtype = dtype or comfy.model_management.unet_dtype(
-        model_params=comfy.utils.calculate_parameters(state_dict),
-        supported_dtypes=supported,
-        weight_dtype=comfy.utils.weight_dtype(state_dict),
-    )
-    config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, load_device, supported))
-    model = config.get_model(state_dict)
+    config = HeliosConfig(source.config, source.variant)
+    config.quant_config = comfy.utils.detect_layer_quantization(state_dict, "")
+    _choose_dtypes(config, state_dict, dtype, load_device)
+    # Mixed-precision layers are made of what they load and take their device from here; all others would be
+    # allocated once, empty, only to be replaced by the file's tensors.
+    model = config.get_model(state_dict, device=None if config.quant_config else torch.device("meta"))
+    model.device = None
     # Looked up at call time: core swaps the class when dynamic VRAM is on.
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    offload_device = comfy.model_management.unet_offload_device()
     patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
-    if not comfy.model_management.is_device_cpu(offload_device):
+    if not patcher.is_dynamic():
+        state_dict = _placed(state_dict, config)
+    model.load_model_weights(state_dict, "", assign=True)
+    if not patcher.is_dynamic() and not comfy.model_management.is_device_cpu(offload_device):
         model.to(offload_device)
-    model.load_model_weights(state_dict, "", assign=patcher.is_dynamic())
-    patcher.cached_patcher_init = (load_helios_model, (path, dtype, attention))
+    patcher.cached_patcher_init = (load_helios_model, (path, dtype, attention, variant))
     if attention is not None:
         _use_attention(patcher, attention)
     return patcher
+
+
+def read_state_dict(source: TransformerSource) -> dict[str, Tensor]:
+    """The tensors under our names, memory-mapped."""
+    tensors: dict[str, Tensor] = {}
+    for file in source.files:
+        part, metadata = _read_file(file)
+        part, _ = comfy.utils.convert_old_quants(part, "", metadata=metadata)
+        tensors.update(part)
+    tensors = transformer_tensors(tensors)
+    # Again for the old fp8 files whose marker had a prefix.
+    return comfy.utils.convert_old_quants(tensors, "", metadata={})[0]
+
+
+def _read_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """By core where it needs to know a tensor's place in its file (dynamic VRAM), or was told not to map files.
+
+    Elsewhere core would map the file in a way that Linux refuses where the file is larger than memory.
+    """
+    if comfy.memory_management.aimdo_enabled or comfy.utils.DISABLE_MMAP:
+        read_header(file)
+        return comfy.utils.load_torch_file(str(file), return_metadata=True)
+    return map_file(file)
+
+
+def _choose_dtypes(
+    config: HeliosConfig, state_dict: dict[str, Tensor], dtype: torch.dtype | None, load_device: torch.device
+) -> None:
+    supported = config.supported_inference_dtypes
+    quantised = config.quant_config is not None
+    stored = comfy.utils.weight_dtype(state_dict)
+    storage = dtype or comfy.model_management.unet_dtype(
+        model_params=comfy.utils.calculate_parameters(state_dict),
+        supported_dtypes=supported,
+        weight_dtype=None if quantised else stored,
+    )
+    # Core would store the model in a type it can compute in, which on a CPU doubles a bf16 file and copies it into
+    # memory. Cast on use, the same numbers are computed from the file's own mapping.
+    if dtype is None and not quantised and stored.itemsize < storage.itemsize:
+        storage = stored
+    compute = comfy.model_management.unet_manual_cast(None if quantised else storage, load_device, supported)
+    config.set_inference_dtype(storage, compute, device=load_device)
+
+
+def _placed(state_dict: dict[str, Tensor], config: HeliosConfig) -> dict[str, Tensor]:
+    """Tensors in their run-time types; a quantised file keeps its own, apart from the float32 parts."""
+    storage = config.unet_config["dtype"]
+    for key in list(state_dict):
+        if config.quant_config is None or keeps_float32(key):
+            # One at a time, so that a conversion never holds the model twice.
+            state_dict[key] = place(key, state_dict[key], storage)
+    return state_dict
 
 
 def _use_attention(patcher: comfy.model_patcher.ModelPatcher, name: str) -> None:

@@ -1,4 +1,4 @@
-"""UMT5 from a released folder as ComfyUI's own CLIP type."""
+"""UMT5 from a released folder or a single file as ComfyUI's own CLIP type."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ import comfy.text_encoders.spiece_tokenizer
 import comfy.text_encoders.t5
 import comfy.utils
 import tokenizers
+import torch
 from torch import Tensor
 
 from ..helios_core.checkpoint.folder import existing_file, read_json, read_tensors, weight_files
+from ..helios_core.checkpoint.header import read_header
+from ..helios_core.checkpoint.umt5 import SPIECE_TENSOR, umt5_config
 from ..helios_core.errors import HeliosError
 
 NAME = "umt5xxl"
@@ -25,28 +28,47 @@ END_TOKEN, PAD_TOKEN = 1, 0
 log = logging.getLogger(__name__)
 
 
-def load_text_encoder(folder: str | Path) -> comfy.sd.CLIP:
-    """Builds core's CLIP around the text_encoder and tokenizer of a released folder.
+def load_text_encoder(path: str | Path) -> comfy.sd.CLIP:
+    """Builds core's CLIP around a released folder's text_encoder and tokenizer, or around a single UMT5 file.
 
     Raises:
         HeliosError: a file is missing, damaged or foreign.
     """
-    folder = Path(folder)
+    path = Path(path)
+    if path.is_file():
+        tensors, config, tokenizer = _read_file(path)
+        # A single file is stored in the type it is to be used in; core holds the same view.
+        dtype: torch.dtype | None = tensors["encoder.final_layer_norm.weight"].dtype
+    else:
+        tensors, config, tokenizer = _read_folder(path)
+        dtype = None
+    # The embedding is tied: the release stores it once or under both names.
+    tensors.pop("encoder.embed_tokens.weight", None)
+    quantisation = comfy.utils.detect_layer_quantization(tensors, "")
+    target = comfy.supported_models_base.ClipTarget(tokenizer, _model_class(core_config(config), dtype, quantisation))
+    parameters = comfy.utils.calculate_parameters(tensors)
+    clip = comfy.sd.CLIP(target, parameters=parameters, state_dict=[tensors])
+    clip.patcher.cached_patcher_init = (_reload_patcher, (path,))
+    return clip
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], type]:
     config = read_json(folder / "text_encoder" / "config.json")
     if config.get("model_type") != "umt5":
         raise HeliosError(
             f"{folder / 'text_encoder'} holds a {config.get('model_type')} model; Helios needs its own UMT5 folder."
         )
     tensors = read_tensors(weight_files(folder / "text_encoder", "model.safetensors"))
-    # The embedding is tied: the release stores it once or under both names.
-    tensors.pop("encoder.embed_tokens.weight", None)
-    target = comfy.supported_models_base.ClipTarget(
-        _tokenizer_class(folder / "tokenizer"), _model_class(core_config(config))
-    )
-    parameters = comfy.utils.calculate_parameters(tensors)
-    clip = comfy.sd.CLIP(target, parameters=parameters, state_dict=[tensors])
-    clip.patcher.cached_patcher_init = (_reload_patcher, (folder,))
-    return clip
+    return tensors, config, _tokenizer_class(*_tokenizer_file(folder / "tokenizer"))
+
+
+def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], type]:
+    header = read_header(path)
+    config = umt5_config({key: entry.shape for key, entry in header.tensors.items()}, path)
+    tensors, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
+    tensors, _ = comfy.utils.convert_old_quants(tensors, "", metadata=metadata)
+    spiece = tensors.pop(SPIECE_TENSOR)
+    return tensors, config, _tokenizer_class(spiece, comfy.text_encoders.spiece_tokenizer.SPieceTokenizer)
 
 
 def core_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -55,11 +77,13 @@ def core_config(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "is_gated_act": gated, "dense_act_fn": "gelu_pytorch_tanh"}
 
 
-def _reload_patcher(folder: Path, **_: Any) -> Any:
-    return load_text_encoder(folder).patcher
+def _reload_patcher(path: Path, **_: Any) -> Any:
+    return load_text_encoder(path).patcher
 
 
-def _model_class(config: dict[str, Any]) -> type:
+def _model_class(config: dict[str, Any], stored: torch.dtype | None, quantisation: dict[str, Any] | None) -> type:
+    extra = {} if quantisation is None else {"quantization_metadata": quantisation}
+
     class HeliosUMT5(comfy.sd1_clip.SDClipModel):
         def __init__(self, device="cpu", dtype=None, model_options=None, **_: Any):
             super().__init__(
@@ -76,22 +100,30 @@ def _model_class(config: dict[str, Any]) -> type:
     class HeliosTextModel(comfy.sd1_clip.SD1ClipModel):
         def __init__(self, device="cpu", dtype=None, model_options=None):
             super().__init__(
-                device=device, dtype=dtype, model_options=model_options or {}, name=NAME, clip_model=HeliosUMT5
+                device=device,
+                dtype=stored or dtype,
+                model_options={**(model_options or {}), **extra},
+                name=NAME,
+                clip_model=HeliosUMT5,
             )
 
     return HeliosTextModel
 
 
-def _tokenizer_class(folder: Path) -> type:
-    spiece, fast = folder / "spiece.model", folder / "tokenizer.json"
-    use_spiece = spiece.is_file()
-    path = str(spiece if use_spiece else existing_file(fast))
-    reader = comfy.text_encoders.spiece_tokenizer.SPieceTokenizer if use_spiece else FastTokenizer
+def _tokenizer_file(folder: Path) -> tuple[str, type]:
+    spiece = folder / "spiece.model"
+    if spiece.is_file():
+        return str(spiece), comfy.text_encoders.spiece_tokenizer.SPieceTokenizer
+    return str(existing_file(folder / "tokenizer.json")), FastTokenizer
+
+
+def _tokenizer_class(tokenizer: str | Tensor, reader: type) -> type:
+    """``tokenizer`` is a file, or the spiece_model tensor; ``reader`` takes it."""
 
     class HeliosTokens(comfy.sd1_clip.SDTokenizer):
         def __init__(self, embedding_directory=None, tokenizer_data=None):
             super().__init__(
-                path,
+                tokenizer,
                 pad_with_end=False,
                 embedding_directory=embedding_directory,
                 embedding_key=NAME,
@@ -124,8 +156,8 @@ def _tokenizer_class(folder: Path) -> type:
             super().__init__(embedding_directory, tokenizer_data or {}, clip_name=NAME, tokenizer=HeliosTokens)
 
         def state_dict(self) -> dict[str, Tensor]:
-            tokenizer = self.clip_umt5xxl.tokenizer
-            return {"spiece_model": tokenizer.serialize_model()} if use_spiece else {}
+            pieces = self.clip_umt5xxl.tokenizer
+            return {} if isinstance(pieces, FastTokenizer) else {SPIECE_TENSOR: pieces.serialize_model()}
 
     return HeliosTokenizer
 

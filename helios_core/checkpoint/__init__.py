@@ -2,6 +2,16 @@
 
 from .folder import ReleasedFolder, open_folder
 from .load import load_transformer
-from .names import from_diffusers, to_diffusers
+from .names import from_any_layout, from_diffusers, to_diffusers
+from .source import TransformerSource, open_transformer
 
-__all__ = ["ReleasedFolder", "from_diffusers", "load_transformer", "open_folder", "to_diffusers"]
+__all__ = [
+    "ReleasedFolder",
+    "TransformerSource",
+    "from_any_layout",
+    "from_diffusers",
+    "load_transformer",
+    "open_folder",
+    "open_transformer",
+    "to_diffusers",
+]

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import HeliosError
+from .mapped import map_file
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 PIPELINE_CLASSES = ("HeliosPipeline", "HeliosPyramidPipeline")
@@ -102,9 +102,5 @@ def read_tensors(files: list[Path]) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
     for file in files:
-        try:
-            with safe_open(file, framework="pt") as reader:
-                tensors.update({key: reader.get_tensor(key) for key in reader.keys()})  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise HeliosError(f"{file} is not a complete safetensors file ({error}); download it again.") from None
+        tensors.update(map_file(file)[0])
     return tensors

@@ -9,42 +9,55 @@ import torch
 from torch import Tensor
 
 from ..errors import HeliosError
-from ..transformer import HeliosTransformer, TransformerConfig
-from .folder import ReleasedFolder, read_tensors, weight_files
-from .names import from_diffusers
+from ..transformer import HeliosTransformer
+from .foreign import recognise, refuse_foreign
+from .quantised import scales, without_companions
+from .source import TransformerSource
 
 NAMES_SHOWN = 3
 # The reference keeps these float32 whatever the model's type is.
 FLOAT32_PARTS = ("time_embedding.", "modulation", "norm3.", "history_key_scale")
+_WHOLE_BYTES = (torch.uint8,)  # how two 4-bit numbers are stored: their tensor is narrower than the layer
 
 
 def load_transformer(
-    folder: ReleasedFolder, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    source: TransformerSource, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> HeliosTransformer:
-    """The transformer of a released folder, ready to run.
+    """The transformer of a released folder or single file, ready to run.
+
+    Tensors that are already of ``dtype`` stay memory-mapped on the CPU; scaled fp8 is multiplied out.
 
     Raises:
         HeliosError: missing, extra or misshaped tensors; a damaged file; a foreign model.
     """
-    config = TransformerConfig.from_dict(folder.transformer)
-    state = transformer_state_dict(folder)
     with torch.device("meta"):
-        model = HeliosTransformer(**config.to_dict(), dtype=dtype)
-    check_state_dict(model, state, folder.path / "transformer")
-    state = {key: place(key, tensor, dtype, device) for key, tensor in state.items()}
-    model.load_state_dict(state, assign=True)
+        model = HeliosTransformer(**source.config.to_dict(), dtype=dtype)
+    state = source.state_dict()
+    check_state_dict(model, state, source.path)
+    factors = scales(state, source.metadata, source.path)
+    placed = {
+        key: place(key, tensor, dtype, device, factors.get(key)) for key, tensor in without_companions(state).items()
+    }
+    model.load_state_dict(placed, assign=True)
     return model.requires_grad_(False).eval()
 
 
-def transformer_state_dict(folder: ReleasedFolder) -> dict[str, Tensor]:
-    """A released folder's transformer tensors under our names, memory-mapped."""
-    return from_diffusers(read_tensors(weight_files(folder.path / "transformer")))
+def place(
+    key: str, tensor: Tensor, dtype: torch.dtype, device: torch.device | str = "cpu", scale: Tensor | None = None
+) -> Tensor:
+    """One tensor in its run-time precision (float32 for the parts the reference keeps so).
+
+    ``scale`` is that of a quantised weight. Nothing is copied where type and device are right already.
+    """
+    target = torch.float32 if keeps_float32(key) else dtype
+    if scale is not None:
+        return tensor.to(device=device, dtype=torch.float32).mul_(scale.to(device)).to(target)
+    return tensor.to(device=device, dtype=target)
 
 
-def place(key: str, tensor: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """One tensor in its run-time precision (float32 for the parts the reference keeps so)."""
-    keep = any(part in key for part in FLOAT32_PARTS)
-    return tensor.to(device=device, dtype=torch.float32 if keep else dtype)
+def keeps_float32(key: str) -> bool:
+    """Whether the reference keeps this parameter (our name) float32 in every precision."""
+    return any(part in key for part in FLOAT32_PARTS)
 
 
 def check_state_dict(
@@ -52,10 +65,15 @@ def check_state_dict(
 ) -> None:
     """Compares names and shapes with what the model needs; ``kind`` is what the message calls it.
 
+    Scales and format markers of quantised layers are no concern of this check.
+
     Raises:
         HeliosError: one sentence with the count and the first names of each kind of difference.
     """
+    state = without_companions(state)
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    if kind == "Helios transformer" and recognise(state) is not None and wanted.keys() - state.keys():
+        refuse_foreign(state, Path(source))
     if not wanted.keys() & state.keys():
         raise HeliosError(f"{source} is not a {kind}: none of its {len(state)} tensors has a name that one has.")
     faults = {
@@ -64,7 +82,7 @@ def check_state_dict(
         "misshaped": [
             f"{key} {list(state[key].shape)} instead of {list(shape)}"
             for key, shape in wanted.items()
-            if key in state and tuple(state[key].shape) != shape
+            if key in state and state[key].dtype not in _WHOLE_BYTES and tuple(state[key].shape) != shape
         ],
     }
     told = [f"{len(names)} {fault} ({_first(names)})" for fault, names in faults.items() if names]

@@ -7,10 +7,13 @@ on both sides, so only the keys change.
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-
-from torch import Tensor
+from pathlib import Path
+from typing import TypeVar
 
 from ..errors import HeliosError
+from .foreign import describe
+
+T = TypeVar("T")
 
 _RESIDUAL = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3", "conv2": "residual.6"}
 _NORMS = ("norm", "norm1", "norm2", "norm_out")
@@ -23,7 +26,28 @@ class _Name:
     required: bool = True
 
 
-def vae_from_diffusers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+NATIVE_SIGN = "decoder.middle.0.residual.0.gamma"
+DIFFUSERS_SIGN = "decoder.mid_block.resnets.0.norm1.gamma"
+_PREFIXES = ("first_stage_model.", "vae.")
+
+
+def native_vae(state_dict: Mapping[str, T], source: Path | str) -> dict[str, T]:
+    """A Wan 2.1 VAE in either naming, with or without a checkpoint's prefix, under native names.
+
+    Raises:
+        HeliosError: ``source`` holds no Wan 2.1 VAE.
+    """
+    for prefix in _PREFIXES:
+        if f"{prefix}{NATIVE_SIGN}" in state_dict or f"{prefix}{DIFFUSERS_SIGN}" in state_dict:
+            state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+    if DIFFUSERS_SIGN in state_dict:
+        return vae_from_diffusers(state_dict)
+    if NATIVE_SIGN not in state_dict:
+        raise HeliosError(f"{source} is {describe(state_dict)}, not a Wan 2.1 VAE; choose the VAE that Helios ships.")
+    return vae_from_diffusers(vae_to_diffusers(state_dict))
+
+
+def vae_from_diffusers(state_dict: Mapping[str, T]) -> dict[str, T]:
     """Rename AutoencoderKLWan tensors to native Wan names (the tensors themselves, no copies).
 
     Any base_dim, dim_mult, num_res_blocks and temporal layout. Raises HeliosError for unknown or
@@ -37,7 +61,7 @@ def vae_from_diffusers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {table[key].native: tensor for key, tensor in state_dict.items()}
 
 
-def vae_to_diffusers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def vae_to_diffusers(state_dict: Mapping[str, T]) -> dict[str, T]:
     """Rename native Wan 2.1 VAE tensors to AutoencoderKLWan names: the inverse of `vae_from_diffusers`.
 
     Raises HeliosError for unknown or missing names.

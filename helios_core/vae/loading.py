@@ -1,4 +1,4 @@
-"""Load the Wan 2.1 VAE from a released folder."""
+"""Load the Wan 2.1 VAE from a released folder or a single file."""
 
 from __future__ import annotations
 
@@ -8,23 +8,29 @@ import torch
 
 from ..checkpoint.folder import read_json, read_tensors, weight_files
 from ..checkpoint.load import check_state_dict
-from ..checkpoint.vae_names import vae_from_diffusers
+from ..checkpoint.vae_names import native_vae, vae_from_diffusers
 from .config import VAEConfig
 from .model import WanVAE
 
 
-def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> WanVAE:
-    """Build a WanVAE from ``folder``, a release's vae/, with config.json and safetensors.
+def load_vae(path: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> WanVAE:
+    """Build a WanVAE from a released folder, from its vae/, or from a single file in either naming.
 
     The file is memory-mapped; where its dtype and device are the ones asked for, nothing is copied.
 
     Raises:
         HeliosError: a missing, damaged or foreign file.
     """
-    folder = Path(folder)
-    config = VAEConfig.from_diffusers(read_json(folder / "config.json"))
-    state_dict = vae_from_diffusers(read_tensors(weight_files(folder)))
+    path = Path(path)
+    if path.is_file():
+        state_dict = native_vae(read_tensors([path]), path)
+        # All else is the same in every Wan 2.1 VAE.
+        config = VAEConfig(base_dim=state_dict["encoder.conv1.weight"].shape[0])
+    else:
+        path = path / "vae" if (path / "vae").is_dir() else path
+        config = VAEConfig.from_diffusers(read_json(path / "config.json"))
+        state_dict = vae_from_diffusers(read_tensors(weight_files(path)))
     vae = WanVAE(config, device="meta")
-    check_state_dict(vae, state_dict, folder, "Wan 2.1 VAE")
+    check_state_dict(vae, state_dict, path, "Wan 2.1 VAE")
     vae.load_state_dict(state_dict, assign=True)
     return vae.requires_grad_(False).eval().to(device=device, dtype=dtype)

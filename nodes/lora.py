@@ -1,0 +1,106 @@
+"""LoRA files of every training tool on a Helios MODEL, through core's own weight patches."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import comfy.model_patcher
+import comfy.weight_adapter
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+from ..helios_core.errors import HeliosError
+from ..helios_core.lora import LoraFile, read_lora
+from ..helios_core.transformer import HeliosTransformer
+from .model import HeliosModel
+
+LORAS = "loras"
+KEYS_SHOWN = 20
+
+log = logging.getLogger(__name__)
+
+
+class HeliosLoraLoader(io.ComfyNode):
+    """Applies a LoRA or the training code's partial weights, whatever their naming."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HeliosLoraLoader",
+            display_name="Helios LoRA Loader",
+            category="Helios/loaders",
+            description="Applies a LoRA to the Helios transformer: Wan, diffusers, musubi and kohya names, and the "
+            "partial weights of Helios's own training code. Core's Load LoRA takes Wan names only.",
+            search_aliases=["helios lora", "wan lora", "transformer_partial"],
+            inputs=[
+                io.Model.Input("model", tooltip="The MODEL of a Helios Model Loader."),
+                io.Combo.Input(
+                    "lora_name",
+                    options=folder_paths.get_filename_list(LORAS),
+                    tooltip="A file under models/loras, best a safetensors; of a .pth only plain weights are read.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-100.0,
+                    max=100.0,
+                    step=0.01,
+                    tooltip="How strongly the file changes the model: 0 is no change, 1 what it was trained for. Whole "
+                    "weights, as in transformer_partial, are mixed in this proportion.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The MODEL with the LoRA.")],
+        )
+
+    @classmethod
+    def execute(cls, model: comfy.model_patcher.ModelPatcher, lora_name: str, strength: float) -> io.NodeOutput:
+        if not isinstance(model.model, HeliosModel):
+            raise HeliosError("model is not a Helios model; connect a Helios Model Loader.")
+        if lora_name not in folder_paths.get_filename_list(LORAS):
+            raise HeliosError(f"lora_name {lora_name!r} is not a file under models/loras; choose one from the list.")
+        if strength == 0:
+            return io.NodeOutput(model)
+        path = folder_paths.get_full_path_or_raise(LORAS, lora_name)
+        return io.NodeOutput(apply_lora(model, path, strength))
+
+
+def apply_lora(
+    model: comfy.model_patcher.ModelPatcher, path: str | Path, strength: float
+) -> comfy.model_patcher.ModelPatcher:
+    """A clone of ``model`` with the file's changes.
+
+    Raises:
+        HeliosError: the file is absent, damaged, or fits nothing in the model.
+    """
+    with torch.device("meta"):
+        skeleton = HeliosTransformer(**model.model.diffusion_model.config.to_dict())
+    lora = read_lora(path, {key: tuple(value.shape) for key, value in skeleton.state_dict().items()})
+    _report(lora, Path(path).name)
+    patched = model.clone()
+    for name, pairs in lora.low_rank.items():
+        for pair in pairs:
+            weights = (pair.up, pair.down, pair.alpha, pair.mid, pair.dora, None)
+            patched.add_patches({_key(name): comfy.weight_adapter.LoRAAdapter(set(), weights)}, strength)
+    patched.add_patches({_key(name): ("diff", (value,)) for name, value in lora.differences.items()}, strength)
+    # (1 - strength) * old + strength * new: core scales the old weight by its second factor first.
+    whole = {_key(name): ("diff", (value,)) for name, value in lora.replacements.items()}
+    patched.add_patches(whole, strength, 1.0 - strength)
+    return patched
+
+
+def _key(name: str) -> str:
+    return f"diffusion_model.{name}"
+
+
+def _report(lora: LoraFile, name: str) -> None:
+    if lora.unmatched:
+        shown = ", ".join(lora.unmatched[:KEYS_SHOWN]) + (", ..." if len(lora.unmatched) > KEYS_SHOWN else "")
+        log.warning("%s: %d keys match nothing in this model and are skipped: %s", name, len(lora.unmatched), shown)
+    if lora.history_only:
+        log.warning(
+            "%s: %d of its LoRAs (q_loras, k_loras, v_loras) were trained on history tokens only and now act on all.",
+            name,
+            lora.history_only,
+        )
