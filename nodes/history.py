@@ -41,6 +41,18 @@ def size_inputs() -> list[io.Input]:
     ]
 
 
+def seed_input(tooltip: str) -> io.Int.Input:
+    """A seed that stays as it is from run to run: the same seed gives the same video."""
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=MAX_SEED,
+        control_after_generate=io.ControlAfterGenerate.fixed,
+        tooltip=tooltip,
+    )
+
+
 class HeliosEmptyHistory(io.ComfyNode):
     """Begins a text-to-video take: there is nothing before chunk 0."""
 

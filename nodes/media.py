@@ -15,7 +15,7 @@ from torch import Tensor
 from ..helios_core.errors import HeliosError
 from ..helios_core.history import PIXELS_PER_TOKEN, check_size
 from ..helios_core.media import NoiseRange, image_history, video_history
-from .history import MAX_SEED, HistoryType, size_inputs
+from .history import HistoryType, seed_input, size_inputs
 
 log = logging.getLogger(__name__)
 
@@ -88,20 +88,15 @@ def noise_inputs() -> list[io.Input]:
             advanced=True,
             tooltip=f"{common} Less keeps closer to the input.",
         ),
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=MAX_SEED,
-            control_after_generate=io.ControlAfterGenerate.fixed,
-            tooltip="Draws the noise here, and begins the video's random numbers: give the chunk nodes the same seed "
-            "to continue them, as the reference does.",
+        seed_input(
+            "Draws the noise here, and begins the video's random numbers: give the chunk nodes the same seed "
+            "to continue them, as the reference does."
         ),
         io.Boolean.Input(
             "skip_first_chunk",
             default=False,
             advanced=True,
-            tooltip="Anchors the video to its second chunk instead of the input; against first chunks that stand still.",
+            tooltip="Anchors the video to its second chunk instead of the input; for first chunks that stand still.",
         ),
     ]
 

@@ -252,8 +252,8 @@ class HeliosPyramidSampler(io.ComfyNode):
                 io.Boolean.Input(
                     "cfg_zero_star",
                     default=True,
-                    tooltip="Scales the unconditional prediction to fit the conditional one (CFG-Zero*). Used where cfg "
-                    "is above 1. Released: on.",
+                    tooltip="Scales the unconditional prediction to fit the conditional one (CFG-Zero*). Used where "
+                    "cfg is above 1. Released: on.",
                 ),
                 io.Boolean.Input(
                     "zero_init",

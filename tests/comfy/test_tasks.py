@@ -18,6 +18,7 @@ from helios_setup.workflow import fill_workflow, workflow_variant
 
 SIZE = (128, 64)
 SEED = 5
+REAL_MEDIA = Path(__file__).resolve().parents[3] / "shared" / "media"
 WORKFLOWS = sorted(path.stem for path in API_WORKFLOWS.glob("*.json"))
 LOADERS = {"HeliosModelLoader": "model", "HeliosTextEncoderLoader": "text_encoder", "HeliosVAELoader": "vae"}
 
@@ -61,6 +62,40 @@ def test_templates_and_api_workflows_are_twins():
     assert all((API_WORKFLOWS.parent / f"{title}.jpg").is_file() for title in titles)
 
 
+@pytest.mark.parametrize(("task", "file"), [("i2v", "car_frame0.png"), ("v2v", "car.mp4")])
+def test_real_media(comfy, task, file):
+    """A real picture and a real clip; the clip's own frames come first in the finished file."""
+    source = REAL_MEDIA / file
+    if not source.is_file():
+        pytest.skip(f"needs the shared media file {file}")
+    (base(comfy) / "input" / file).write_bytes(source.read_bytes())
+    graph = quick(f"helios_distilled_{task}", num_chunks=1)
+    loader = graph[find(graph, "LoadImage", "LoadVideo")]["inputs"]
+    loader["image" if task == "i2v" else "file"] = file
+    (video,) = output_files(comfy.run(graph), base(comfy) / "output")
+    with av.open(str(video)) as container:
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    if task == "i2v":
+        assert len(frames) == 33
+        return
+    with av.open(str(source)) as container:
+        clip = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    assert len(frames) == len(clip) + 33
+    shown = covered(clip[:3]).permute(0, 2, 3, 1).numpy() * 255
+    error = np.square(frames[:3].astype(float) - shown).mean()
+    assert 10 * np.log10(255**2 / error) > 25, "the source's frames, but for compression"
+
+
+def covered(frames: np.ndarray) -> torch.Tensor:
+    """Frames [F,H,W,3] uint8 cropped at the centre to the video's shape and scaled: [F,3,h,w] in 0..1."""
+    width, height = SIZE
+    _, h, w, _ = frames.shape
+    across, down = min(w, round(h * width / height)), min(h, round(w * height / width))
+    x, y = (w - across) // 2, (h - down) // 2
+    clip = torch.from_numpy(frames[:, y : y + down, x : x + across]).permute(0, 3, 1, 2).float() / 255
+    return torch.nn.functional.interpolate(clip, size=(height, width), mode="bilinear")
+
+
 def find(graph, *kinds) -> str:
     return next(key for key, node in graph.items() if node["class_type"] in kinds)
 
@@ -75,14 +110,6 @@ def saved_latents(comfy, graph, source=None, **extra) -> torch.Tensor:
     return load_file(base(comfy) / "output" / item["subfolder"] / item["filename"])["latent_tensor"]
 
 
-def seen_by_helios(frames: np.ndarray) -> torch.Tensor:
-    """Core's resize and crop, computed by torch: cover bilinearly, crop the centre. [F,3,H,W] in 0..1."""
-    clip = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
-    width, height = SIZE
-    # The example is exactly twice as wide as high, as the video is: nothing is cropped.
-    return torch.nn.functional.interpolate(clip, size=(height, width), mode="bilinear")
-
-
 @pytest.mark.parametrize("variant", ["base", "mid", "distilled"])
 @pytest.mark.parametrize("task", ["i2v", "v2v"])
 def test_node_path_gives_the_headless_latents(comfy, tiny_folder, variant, task):
@@ -91,7 +118,7 @@ def test_node_path_gives_the_headless_latents(comfy, tiny_folder, variant, task)
     prompts = [node["inputs"]["text"] for node in graph.values() if node["class_type"] == "CLIPTextEncode"]
     with av.open(str(base(comfy) / "input" / (IMAGE if task == "i2v" else CLIP))) as container:
         decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    given = {"image" if task == "i2v" else "video": seen_by_helios(np.stack(decoded))}
+    given = {"image" if task == "i2v" else "video": covered(np.stack(decoded))}
     pipeline = HeliosPipeline.from_pretrained(tiny_folder(variant))
     expected = pipeline(
         prompts[0],

@@ -22,21 +22,21 @@ def reference(tiny_folder):
     pipeline = HeliosPyramidPipeline.from_pretrained(tiny_folder("distilled"))
     pipeline.set_progress_bar_config(disable=True)
 
-    class Seen(Exception):
+    class SeenError(Exception):
         pass
 
     seen = {}
 
     def stop(**inputs):
         seen.update(inputs)
-        raise Seen
+        raise SeenError
 
     pipeline.transformer.forward = stop
 
     def run(**media):
         embeds = torch.zeros(1, 512, pipeline.transformer.config.text_dim)
         generator = torch.Generator().manual_seed(11)
-        with pytest.raises(Seen):
+        with pytest.raises(SeenError):
             pipeline(prompt_embeds=embeds, height=HEIGHT // 16 * 16, width=WIDTH, num_frames=33, guidance_scale=1.0,
                      generator=generator, pyramid_num_inference_steps_list=[1], **media)  # fmt: skip
         return seen, generator
