@@ -27,7 +27,7 @@ from .checkpoint.source import CONFIG_KEY, INFO_TENSOR, SCHEDULER_KEY, VARIANT_K
 from .checkpoint.umt5 import SPIECE_TENSOR, TIED_EMBEDDING, umt5_config
 from .checkpoint.vae_names import native_vae
 from .errors import HeliosError
-from .tiny import text_encoder_shapes
+from .tiny_shapes import text_encoder_shapes
 from .transformer import HeliosTransformer
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": torch.float8_e4m3fn}

@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 from helios_core import tiny
 from helios_core.errors import HeliosError
+from helios_core.tiny_shapes import transformer_shapes, vae_shapes
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference"
 
@@ -60,14 +61,14 @@ def test_transformer_names_and_shapes_are_the_released_ones_at_the_released_size
         for name, shape in rows.items()
         for i in range(40 if "{0..39}" in name else 1)
     }
-    shapes = tiny.transformer_shapes(reference("configs/transformer.json"))
+    shapes = transformer_shapes(reference("configs/transformer.json"))
     assert shapes == released
     assert (len(shapes), 4 * sum(map(math.prod, shapes.values()))) == (1101, 57_249_710_336)
 
 
 def test_vae_names_and_shapes_are_the_released_ones_at_the_released_width() -> None:
     rows = reference("vae_keys.json")["tensors"]
-    assert tiny.vae_shapes(96) == {name: tuple(shape) for name, shape in rows.items()}
+    assert vae_shapes(96) == {name: tuple(shape) for name, shape in rows.items()}
 
 
 @pytest.mark.parametrize("variant", tiny.VARIANTS)
@@ -85,7 +86,7 @@ def test_shards_and_their_index_agree(folders: dict[str, Path]) -> None:
     folder = folders["distilled"] / "transformer"
     index = json.loads((folder / "diffusion_pytorch_model.safetensors.index.json").read_text(encoding="utf-8"))
     shapes = stored_shapes(*sorted(folder.glob("diffusion_pytorch_model-0000?-of-00002.safetensors")))
-    assert shapes == tiny.transformer_shapes(tiny.TRANSFORMER_CONFIG)
+    assert shapes == transformer_shapes(tiny.TRANSFORMER_CONFIG)
     assert index["metadata"]["total_size"] == 4 * sum(map(math.prod, shapes.values()))
     for name, file in index["weight_map"].items():
         with safe_open(folder / file, "pt") as shard:
