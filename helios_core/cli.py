@@ -1,4 +1,4 @@
-"""Command line: ``python -m helios_core generate`` and ``python -m helios_core tiny``."""
+"""Command line: ``python -m helios_core generate``, ``store`` and ``tiny``."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ import math
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from . import convert, download
 from .errors import HeliosError
 from .history import CHUNK_FRAMES
-from .pipeline import HeliosPipeline
+from .pipeline import HeliosPipeline, chunk_count
 from .progress import TerminalBar
+from .store import CHUNK_SUFFIX, FOLDER_NAME, ChunkStore
+from .take import Take
+from .take_video import PARTIAL_SUFFIX, TakeVideo, VideoSettings
 from .tiny import VARIANTS, write_tiny
-from .video import VideoWriter
+from .video import VideoWriter, frames_to_uint8
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -48,28 +54,95 @@ def generate(options: argparse.Namespace) -> None:
 def _generate(options: argparse.Namespace, model: Path) -> None:
     if not options.seconds > 0:
         raise HeliosError(f"--seconds {options.seconds} must be above 0.")
+    frames = math.ceil(options.seconds * options.fps)
+    (_write_clip if options.take is None else _write_take)(options, model, frames)
+    count = chunk_count(frames) * CHUNK_FRAMES
+    print(f"{options.output}: {count} frames, {options.fps} fps, {count / options.fps:.2f} s")
+
+
+def _write_clip(options: argparse.Namespace, model: Path, frames: int) -> None:
     # Opened first: a path that cannot be written must fail before anything is computed.
     with VideoWriter(options.output, options.width, options.height, fps=options.fps, crf=options.crf) as writer:
-        device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        pipeline = HeliosPipeline.from_pretrained(model, DTYPES[options.dtype or _default_dtype(device)], device)
-        frames = math.ceil(options.seconds * options.fps)
-        sampler_steps = pipeline.steps_per_chunk(frames, options.steps)
-        with TerminalBar(sampler_steps) as bar:
-            for chunk in pipeline.stream(
-                options.prompt,
-                negative_prompt=options.negative_prompt,
-                width=options.width,
-                height=options.height,
-                num_frames=frames,
-                pyramid_num_inference_steps_list=options.steps,
-                guidance_scale=options.guidance,
-                generator=torch.Generator("cpu").manual_seed(options.seed),
-                on_step=bar.on_step,
-            ):
+        pipeline = _pipeline(options, model)
+        with TerminalBar(pipeline.steps_per_chunk(frames, **_sampling(options)), options.fps) as bar:
+            for chunk in pipeline.stream(**_request(options, frames), on_step=bar.on_step):
                 writer.write(chunk.frames[0])
                 bar.chunk_finished()
-    count = len(sampler_steps) * CHUNK_FRAMES
-    print(f"{options.output}: {count} frames, {options.fps} fps, {count / options.fps:.2f} s")
+
+
+def _write_take(options: argparse.Namespace, model: Path, frames: int) -> None:
+    """Keeps finished chunks in a store, and while rendering a playable file of them beside the output."""
+    store = ChunkStore(options.store or options.output.parent / FOLDER_NAME)
+    settings = VideoSettings(options.width, options.height, options.fps, crf=options.crf)
+    shown = {name: getattr(options, name) for name in ("prompt", "negative_prompt", "seed", "width", "height")}
+    growing = options.output.with_name(options.output.stem + PARTIAL_SUFFIX)
+    with Take(store, options.take, shown, resume=not options.no_resume) as take:
+        pipeline = _pipeline(options, model)
+        vae = pipeline.fingerprint("vae")
+        steps = pipeline.steps_per_chunk(frames, **_sampling(options))
+        with (
+            TakeVideo(growing, settings, store, vae, take.resume, take.in_video) as video,
+            TerminalBar(steps, options.fps) as bar,
+        ):
+            request = _request(options, frames)
+            for chunk in pipeline.stream(**request, on_step=bar.on_step, output_type="latent", take=take):
+                if chunk.reused:
+                    bar.chunk_reused()
+                bar.at("decoding")
+                video.add(chunk.key, partial(_decoded, pipeline, chunk.latents))
+                bar.chunk_finished()
+            video.finish(lambda finished: finished.replace(options.output))
+
+
+def _decoded(pipeline: HeliosPipeline, latents: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return frames_to_uint8(pipeline.decode(latents))
+
+
+def _pipeline(options: argparse.Namespace, model: Path) -> HeliosPipeline:
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return HeliosPipeline.from_pretrained(model, DTYPES[options.dtype or _default_dtype(device)], device)
+
+
+def _request(options: argparse.Namespace, frames: int) -> dict[str, Any]:
+    """The pipeline's keywords."""
+    return {
+        "prompt": options.prompt,
+        "negative_prompt": options.negative_prompt,
+        "width": options.width,
+        "height": options.height,
+        "num_frames": frames,
+        **_sampling(options),
+        "guidance_scale": options.guidance,
+        "generator": torch.Generator("cpu").manual_seed(options.seed),
+    }
+
+
+def _store(options: argparse.Namespace) -> None:
+    """Shows what a store holds, or empties it."""
+    store = ChunkStore(options.folder)
+    if not options.folder.is_dir():
+        raise HeliosError(f"--folder {options.folder} does not exist; give a {FOLDER_NAME} folder.")
+    if options.clear:
+        print(f"{options.folder}: {_gib(store.clear())} freed")
+        return
+    files = store.files()
+    chunks = sum(path.name.endswith(CHUNK_SUFFIX) for path, _ in files)
+    print(f"{options.folder}: {chunks} chunks, {_gib(store.size())}")
+    for take in store.manifests():
+        done = sum(chunk["in_video"] for chunk in take["chunks"])
+        print(f"  {take['take']}: {done} chunks in {take['video']}, {take['status']}, {take['updated']}")
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def _sampling(options: argparse.Namespace) -> dict[str, Any]:
+    """--steps means one number for Base and one per stage for the others."""
+    if options.steps is None:
+        return {}
+    return {"num_inference_steps": options.steps[0], "pyramid_num_inference_steps_list": options.steps}
 
 
 def _default_dtype(device: str) -> str:
@@ -99,10 +172,20 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--guidance", type=float, help="guidance scale (default: the variant's)")
     command.add_argument("--device", help="cuda, cpu, mps (default: cuda where there is one)")
     command.add_argument("--dtype", choices=DTYPES, help="default: bfloat16, float32 on cpu")
+    command.add_argument("--take", help="keep finished chunks under this name; run again to go on where it stopped")
+    command.add_argument("--store", type=Path, help=f"folder of chunks (default: {FOLDER_NAME} beside --output)")
+    command.add_argument("--no-resume", action="store_true", help="with --take: make every chunk anew")
     command.set_defaults(run=generate)
+
+    command = commands.add_parser("store", help="show or empty a folder of finished chunks")
+    command.add_argument("--folder", type=Path, default=Path(FOLDER_NAME))
+    command.add_argument("--clear", action="store_true", help="remove every chunk in it")
+    command.set_defaults(run=_store)
 
     command = commands.add_parser("tiny", help="write helios-tiny, random weights in the released layout")
     command.add_argument("--variant", choices=VARIANTS, default="distilled")
     command.add_argument("--output", type=Path, required=True)
     command.set_defaults(run=_tiny)
+    convert.add_command(commands)
+    download.add_command(commands)
     return parser

@@ -15,13 +15,17 @@ from .samplers import OnStep, Progress
 class RenderProgress:
     """Counts steps over all chunks and estimates the time left from the steps taken so far.
 
-    ``steps_per_chunk`` lists the network steps of every chunk of the render.
+    ``steps_per_chunk`` lists the network steps of every chunk of the render, ``fps`` is the film's frame rate.
+    Chunks from the store count as film, not as work.
     """
 
     steps_per_chunk: list[int]
+    fps: float = 24
     started: float = field(default_factory=time.monotonic)
     steps_done: int = 0
+    steps_reused: int = 0
     chunks_done: int = 0
+    chunks_reused: int = 0
 
     @property
     def total_steps(self) -> int:
@@ -30,7 +34,13 @@ class RenderProgress:
     @property
     def frames_per_second(self) -> float:
         """Finished frames per second since the start."""
-        return self.chunks_done * CHUNK_FRAMES / max(time.monotonic() - self.started, 1e-6)
+        made = self.chunks_done - self.chunks_reused
+        return made * CHUNK_FRAMES / max(time.monotonic() - self.started, 1e-6)
+
+    @property
+    def film_seconds(self) -> float:
+        """Length of what is finished."""
+        return self.chunks_done * CHUNK_FRAMES / self.fps
 
     @property
     def seconds_left(self) -> float | None:
@@ -38,7 +48,7 @@ class RenderProgress:
         if not self.steps_done:
             return None
         elapsed = time.monotonic() - self.started
-        return elapsed / self.steps_done * (self.total_steps - self.steps_done)
+        return elapsed / self.steps_done * (self.total_steps - self.steps_reused - self.steps_done)
 
     def step(self) -> None:
         self.steps_done += 1
@@ -46,12 +56,25 @@ class RenderProgress:
     def chunk(self) -> None:
         self.chunks_done += 1
 
+    def reuse(self) -> None:
+        """The next chunk comes from the store."""
+        self.steps_reused += self.steps_per_chunk[self.chunks_done]
+        self.chunks_reused += 1
+
+    def text(self, position: str) -> str:
+        """One line: chunk i of n, what it is at, speed, time left, film so far."""
+        chunks, left = len(self.steps_per_chunk), self.seconds_left
+        return (
+            f"chunk {min(self.chunks_done + 1, chunks)}/{chunks} {position}, {self.frames_per_second:.2f} fps, "
+            f"{'?' if left is None else tqdm.format_interval(left)} left, {self.film_seconds:.1f} s of film"
+        )
+
 
 class TerminalBar:
-    """Shows chunk, stage, frames per second and time left on standard error."""
+    """Shows :meth:`RenderProgress.text` on standard error."""
 
-    def __init__(self, steps_per_chunk: list[int]):
-        self._progress = RenderProgress(steps_per_chunk)
+    def __init__(self, steps_per_chunk: list[int], fps: float = 24):
+        self._progress = RenderProgress(steps_per_chunk, fps)
         self._bar = tqdm(total=self._progress.total_steps, unit="step", bar_format="{l_bar}{bar}| {postfix}")
         self._position = "starting"
         self._show()
@@ -62,23 +85,29 @@ class TerminalBar:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def on_step(self, chunk: int) -> OnStep:
-        """The step callback of chunk number ``chunk``."""
+    def on_step(self, _chunk: int) -> OnStep:
+        """The step callback of any chunk."""
 
         def report(step: Progress) -> None:
-            chunks = len(self._progress.steps_per_chunk)
             self._progress.step()
-            self._position = f"chunk {chunk + 1}/{chunks} stage {step.stage} step {step.step}/{step.total}"
             self._bar.update()
-            self._show()
+            self.at(f"stage {step.stage} step {step.step}/{step.total}")
 
         return report
+
+    def at(self, position: str) -> None:
+        """Shows what the chunk is at."""
+        self._position = position
+        self._show()
+
+    def chunk_reused(self) -> None:
+        """The next chunk comes from the store."""
+        self._bar.update(self._progress.steps_per_chunk[self._progress.chunks_done])
+        self._progress.reuse()
 
     def chunk_finished(self) -> None:
         self._progress.chunk()
         self._show()
 
     def _show(self) -> None:
-        left = self._progress.seconds_left
-        time_left = "?" if left is None else tqdm.format_interval(left)
-        self._bar.set_postfix_str(f"{self._position}, {self._progress.frames_per_second:.1f} fps, {time_left} left")
+        self._bar.set_postfix_str(self._progress.text(self._position))

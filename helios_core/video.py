@@ -22,11 +22,13 @@ _BT709 = 1
 _LIMITED_RANGE = 1
 
 # codec name -> encoder, its options, the MP4 sample entry (None: the container's choice).
+# h264 has no B-frames: with them x264's macroblock tree reads memory it has not written, so that the same frames
+# give another file now and then, and a resumed take would not equal an uninterrupted one.
 # HEVC is tagged hvc1 since Apple's players refuse the default hev1, and has no B-frames since x265 then
 # gives the frames of very short clips random decoding times, which the container refuses.
 _ENCODERS: dict[str, tuple[str, dict[str, str], str | None]] = {
-    "h264": ("libx264", {}, None),
-    "h265": ("libx265", {"x265-params": "log-level=error:bframes=0"}, "hvc1"),
+    "h264": ("libx264", {"bf": "0"}, None),
+    "hevc": ("libx265", {"x265-params": "log-level=error:bframes=0"}, "hvc1"),
     "av1": ("libsvtav1", {}, None),
 }
 CODECS = tuple(_ENCODERS)
@@ -78,8 +80,8 @@ class VideoWriter:
         crf: float = 18,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        _check_options(width, height, fps, codec, crf)
-        texts = _metadata_texts(metadata or {})
+        check_video_options(width, height, fps, codec, crf)
+        texts = metadata_texts(metadata or {})
         self.path = Path(path)
         self.frames_written = 0
         self._width, self._height = width, height
@@ -95,7 +97,7 @@ class VideoWriter:
         )
         try:
             self._container.metadata.update(texts)
-            self._stream = self._add_stream(rate, codec, crf)
+            self._stream = add_video_stream(self._container, width, height, rate, codec, crf)
             self._container.start_encoding()  # opens the file, so that a bad folder shows here
         except BaseException as error:
             self._discard()
@@ -104,17 +106,6 @@ class VideoWriter:
                     f"The video {self.path} cannot be written ({error.strerror}): choose an existing, writable folder."
                 ) from error
             raise
-
-    def _add_stream(self, rate: Fraction, codec: str, crf: float) -> Any:
-        encoder, options, tag = _ENCODERS[codec]
-        stream: Any = self._container.add_stream(encoder, rate=rate, options={**options, "crf": f"{crf:g}"})
-        stream.width, stream.height, stream.pix_fmt = self._width, self._height, "yuv420p"
-        context = stream.codec_context
-        context.color_primaries = context.color_trc = context.colorspace = _BT709
-        context.color_range = _LIMITED_RANGE
-        if tag:
-            context.codec_tag = tag
-        return stream
 
     def write(self, frames: Tensor | np.ndarray) -> None:
         """Append uint8 frames [F, H, W, 3]."""
@@ -125,15 +116,7 @@ class VideoWriter:
                 f"give uint8 [frames, {self._height}, {self._width}, 3]."
             )
         for image in array:
-            rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            frame = rgb.reformat(
-                format="yuv420p",
-                dst_colorspace=Colorspace.ITU709,
-                dst_color_range=ColorRange.MPEG,
-                interpolation=_CONVERSION,
-            )
-            frame.pts = self.frames_written
-            frame.time_base = self._time_base
+            frame = video_frame(image, self.frames_written, self._time_base)
             self._container.mux(self._stream.encode(frame))
             self.frames_written += 1
 
@@ -166,6 +149,32 @@ class VideoWriter:
             self._partial.unlink()
 
 
+def add_video_stream(container: Any, width: int, height: int, rate: Fraction, codec: str, crf: float) -> Any:
+    """A stream of ``codec`` in an output container, tagged as BT.709 in limited range."""
+    encoder, options, tag = _ENCODERS[codec]
+    stream = container.add_stream(encoder, rate=rate, options={**options, "crf": f"{crf:g}"})
+    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+    context = stream.codec_context
+    context.color_primaries = context.color_trc = context.colorspace = _BT709
+    context.color_range = _LIMITED_RANGE
+    if tag:
+        context.codec_tag = tag
+    return stream
+
+
+def video_frame(image: np.ndarray, index: int, time_base: Fraction) -> Any:
+    """uint8 [H, W, 3] -> a yuv420p frame at ``index`` frames from the start."""
+    rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+    frame = rgb.reformat(
+        format="yuv420p",
+        dst_colorspace=Colorspace.ITU709,
+        dst_color_range=ColorRange.MPEG,
+        interpolation=_CONVERSION,
+    )
+    frame.pts, frame.time_base = index, time_base
+    return frame
+
+
 def read_video(path: str | Path) -> Tensor:
     """All frames of a file, uint8 [F, H, W, 3]; holds them in memory. HeliosError where it cannot."""
     try:
@@ -178,14 +187,14 @@ def read_video(path: str | Path) -> Tensor:
     return torch.stack(frames)
 
 
-def _metadata_texts(metadata: Mapping[str, Any]) -> dict[str, str]:
+def metadata_texts(metadata: Mapping[str, Any]) -> dict[str, str]:
     try:
         return {key: json.dumps(value) for key, value in metadata.items()}
     except (TypeError, ValueError) as error:
         raise HeliosError(f"The video metadata is not JSON ({error}): give plain values.") from error
 
 
-def _check_options(width: int, height: int, fps: float | Fraction, codec: str, crf: float) -> None:
+def check_video_options(width: int, height: int, fps: float | Fraction, codec: str, crf: float) -> None:
     if codec not in _ENCODERS:
         raise HeliosError(f"The codec is {codec!r}: choose one of {', '.join(CODECS)}.")
     if _ENCODERS[codec][0] not in av.codec.codecs_available:

@@ -3,9 +3,15 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .chunks import HeliosChunkChain, HeliosDecode, HeliosSampleChunk
+from .download import HeliosDownloadModel
 from .history import HeliosApplyHistory, HeliosEmptyHistory
+from .history_files import HeliosLoadHistory, HeliosSaveHistory
 from .loaders import HeliosModelLoader, HeliosTextEncoderLoader, HeliosVAELoader
-from .samplers import HeliosDMDSampler
+from .lora import HeliosLoraLoader
+from .media import HeliosImageHistory, HeliosVideoHistory
+from .prompts import HeliosPromptSchedule, HeliosPromptScheduleText
+from .render import HeliosRenderVideo
+from .samplers import HeliosBaseSampler, HeliosDMDSampler, HeliosPyramidSampler
 
 
 class HeliosExtension(ComfyExtension):
@@ -14,12 +20,23 @@ class HeliosExtension(ComfyExtension):
             HeliosModelLoader,
             HeliosTextEncoderLoader,
             HeliosVAELoader,
+            HeliosLoraLoader,
+            HeliosDownloadModel,
             HeliosEmptyHistory,
+            HeliosImageHistory,
+            HeliosVideoHistory,
             HeliosApplyHistory,
+            HeliosSaveHistory,
+            HeliosLoadHistory,
+            HeliosPromptSchedule,
+            HeliosPromptScheduleText,
+            HeliosBaseSampler,
+            HeliosPyramidSampler,
             HeliosDMDSampler,
             HeliosSampleChunk,
             HeliosChunkChain,
             HeliosDecode,
+            HeliosRenderVideo,
         ]
 
 

@@ -17,11 +17,13 @@ from ..helios_core.chain import check_chain
 from ..helios_core.errors import HeliosError
 from ..helios_core.history import CHUNK_LATENT_FRAMES, LATENT_CHANNELS, History
 from ..helios_core.samplers import draw_noise
-from .history import MAX_SEED, HistoryType
+from ..helios_core.take import Take, check_name
+from .history import HistoryType, seed_input
 from .model import HISTORY_KEY
 from .prepared import PREPARED_KEY, PreparedInputs
 from .prompts import conditioning_at, schedule_of
 from .samplers import HeliosSampler, check_model
+from .takes import Chain, manifest_settings, output_store, take_input
 
 
 class ChainRun:
@@ -119,16 +121,21 @@ def chunk_inputs() -> list[io.Input]:
         ),
         io.Sampler.Input("sampler", tooltip="The Helios sampler node of the model's variant."),
         HistoryType.Input("history", tooltip="What came before: an empty history, or the last chunk's."),
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=MAX_SEED,
-            control_after_generate=io.ControlAfterGenerate.fixed,
-            tooltip="The same seed gives the same video. Later chunks with the first one's seed continue its "
-            "random numbers; another seed rolls the video again from that chunk on.",
+        seed_input(
+            "The same seed gives the same video. Later chunks with the first one's seed continue its "
+            "random numbers; another seed rolls the video again from that chunk on."
         ),
     ]
+
+
+def num_chunks_input() -> io.Int.Input:
+    return io.Int.Input(
+        "num_chunks",
+        default=3,
+        min=1,
+        max=10000,
+        tooltip="Length of the video: each chunk is 33 frames, 1.4 seconds at 24 fps; 44 make a minute.",
+    )
 
 
 def chunk_outputs(latent_tooltip: str) -> list[io.Output]:
@@ -175,25 +182,42 @@ class HeliosChunkChain(io.ComfyNode):
             search_aliases=["helios long video", "helios sampler", "helios text to video"],
             inputs=[
                 *chunk_inputs(),
-                io.Int.Input(
-                    "num_chunks",
-                    default=3,
-                    min=1,
-                    max=10000,
-                    tooltip="Length of the video: each chunk is 33 frames, 1.4 seconds at 24 fps; 44 make a minute.",
-                ),
+                num_chunks_input(),
+                take_input(),
             ],
             outputs=chunk_outputs("All chunks, 9 latent frames each. Decode them with Helios Decode."),
+            hidden=[io.Hidden.prompt],
         )
 
     @classmethod
-    def execute(cls, model, positive, negative, cfg, sampler, history, seed, num_chunks) -> io.NodeOutput:
+    def validate_inputs(cls, take: str | None = None) -> bool | str:
+        try:
+            return bool(check_name(take)) if take else True
+        except HeliosError as error:
+            return str(error)
+
+    @classmethod
+    def execute(
+        cls, model, positive, negative, cfg, sampler, history, seed, num_chunks, take: str = ""
+    ) -> io.NodeOutput:
         run = ChainRun(model, positive, negative, cfg, sampler, history, num_chunks)
+        if take:
+            return cls._stored(run, history, seed, num_chunks, take)
         chunks = []
         for _ in range(num_chunks):
             samples, history = run.sample(history, seed)
             chunks.append(samples)
         return io.NodeOutput({"samples": torch.cat(chunks, dim=2)}, history)
+
+    @classmethod
+    def _stored(cls, run: ChainRun, history: History, seed: int, num_chunks: int, name: str) -> io.NodeOutput:
+        """The same with every finished chunk kept on disk, and those that are there already taken from it."""
+        chain = Chain(run, history, seed, num_chunks)
+        take = Take(output_store(), name, manifest_settings(history, seed, num_chunks, cls.hidden.prompt))
+        with take:
+            samples = torch.cat([found.chunk.latents.cpu() for found in chain.chunks(take)], dim=2)
+        run.bar.update_absolute(run.steps_done)
+        return io.NodeOutput({"samples": samples.to(comfy.model_management.intermediate_device())}, chain.history)
 
 
 class HeliosDecode(io.ComfyNode):

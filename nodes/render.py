@@ -1,0 +1,270 @@
+"""Helios Render Video: a film of any length, chunk by chunk to disk."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import torch
+from comfy.cli_args import args
+from comfy_api.latest import InputImpl, io, ui
+from comfy_execution.utils import get_executing_context
+from latent_preview import MAX_PREVIEW_RESOLUTION
+from PIL import Image
+from server import PromptServer
+from torch import Tensor
+
+from ..helios_core.errors import HeliosError
+from ..helios_core.history import History
+from ..helios_core.progress import RenderProgress
+from ..helios_core.take import Take, check_name
+from ..helios_core.take_video import PARTIAL_SUFFIX, TakeVideo, VideoSettings, check_audio
+from .chunks import ChainRun, chunk_inputs, num_chunks_input
+from .history import HistoryType
+from .identity import vae_identity
+from .takes import Chain, manifest_settings, output_store, take_input
+
+CODECS = ("h264", "hevc")
+MAX_TRIES = 1000
+
+
+class RenderRun(ChainRun):
+    """A chain that tells how far the film is, as text under the node and by previews of its newest frames."""
+
+    def __init__(
+        self,
+        model: Any,
+        positive: list,
+        negative: list,
+        cfg: float,
+        sampler: Any,
+        history: History,
+        num_chunks: int,
+        fps: float,
+    ):
+        super().__init__(model, positive, negative, cfg, sampler, history, num_chunks)
+        steps = [sampler.settings.total_steps(history.chunk + i) for i in range(num_chunks)]
+        self.progress = RenderProgress(steps, fps)
+        self._latent_height = history.latents.shape[-2]
+        self._node = getattr(get_executing_context(), "node_id", None)
+
+    def _report(self, step: int, x0: Tensor, x: Tensor, total: int) -> None:
+        super()._report(step, x0, x, total)
+        self.progress.step()
+        finest = int(math.log2(self.sampler.settings.size_multiple)) - 4
+        stage = finest - round(math.log2(self._latent_height / x0.shape[-2]))
+        self.tell(f"stage {stage} step {step + 1}/{total}")
+
+    def tell(self, position: str) -> None:
+        """Shows what the render is at."""
+        if self._node is not None:
+            PromptServer.instance.send_progress_text(self.progress.text(position), self._node)
+
+    def show(self, frames: Tensor | None) -> None:
+        """Counts a finished chunk, and previews its last frame (uint8 [33,H,W,3]) if it was decoded now."""
+        self.progress.chunk()
+        preview = None
+        if frames is not None:
+            preview = ("JPEG", Image.fromarray(frames[-1].numpy()), MAX_PREVIEW_RESOLUTION)
+        self.bar.update_absolute(self.steps_done, None, preview)
+        self.tell("finished")
+
+
+class HeliosRenderVideo(io.ComfyNode):
+    """Renders a film of any length to a file, in constant memory; a render that was stopped goes on."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HeliosRenderVideo",
+            display_name="Helios Render Video",
+            category="Helios/video",
+            description="Renders a film chunk by chunk straight to disk: memory does not grow with its length, and "
+            "finished chunks survive an interrupt, an error or a crash. Queue the same workflow again and it goes on "
+            "where it stopped; change the prompt in the middle and only what follows is made again.",
+            search_aliases=["helios long video", "helios save video", "helios resume", "helios streaming"],
+            is_output_node=True,
+            inputs=[
+                *chunk_inputs(),
+                num_chunks_input(),
+                io.Vae.Input("vae", tooltip="Helios VAE Loader, or core's Load VAE with the Wan 2.1 VAE."),
+                io.Float.Input(
+                    "fps",
+                    default=24.0,
+                    min=1.0,
+                    max=240.0,
+                    step=1.0,
+                    round=0.001,
+                    tooltip="Frames per second of the file. Helios was trained on 24.",
+                ),
+                io.Combo.Input(
+                    "codec",
+                    options=list(CODECS),
+                    default=CODECS[0],
+                    tooltip="h264 plays everywhere; hevc makes smaller files at the same quality.",
+                ),
+                io.Int.Input(
+                    "quality",
+                    default=18,
+                    min=0,
+                    max=51,
+                    tooltip="The encoder's crf: lower is better and larger. 18 looks lossless, 23 is usual for the "
+                    "web. Changing it encodes the film again and samples nothing.",
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default="video/Helios",
+                    tooltip="Where in the output folder, as in Save Video. While it renders, a playable file of all "
+                    f"finished chunks lies there as <name>{PARTIAL_SUFFIX}.",
+                ),
+                io.Boolean.Input(
+                    "resume",
+                    default=True,
+                    tooltip="Uses finished chunks from earlier renders. Off makes every chunk anew.",
+                ),
+                take_input(),
+                io.Audio.Input(
+                    "audio",
+                    optional=True,
+                    tooltip="A sound track, cut to the film's length.",
+                ),
+            ],
+            outputs=[
+                io.Video.Output(
+                    display_name="video", tooltip="The file on disk; Save Video copies it without encoding it again."
+                ),
+                HistoryType.Output(display_name="history", tooltip="What the next chunk continues from."),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+        )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        # The take's name waits for execute: core repeats the message once for every input that is named here.
+        try:
+            check_prefix(filename_prefix or "")
+        except HeliosError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        positive,
+        negative,
+        cfg,
+        sampler,
+        history,
+        seed,
+        num_chunks,
+        vae,
+        fps,
+        codec,
+        quality,
+        filename_prefix,
+        resume,
+        take="",
+        audio=None,
+    ) -> io.NodeOutput:
+        settings = VideoSettings(history.width, history.height, fps, codec, quality)
+        if history.latents.shape[0] != 1:
+            raise HeliosError(
+                f"history has a batch of {history.latents.shape[0]}; a film is one video, set batch_size to 1."
+            )
+        if audio is not None:
+            check_audio(audio)
+        if take:
+            check_name(take)
+        target = Target(filename_prefix, history.width, history.height)
+        run = RenderRun(model, positive, negative, cfg, sampler, history, num_chunks, fps)
+        chain = Chain(run, history, seed, num_chunks)
+        named = take or check_name(f"{target.name}-{chain.first_key[:8]}")
+        store = output_store()
+        record = Take(store, named, manifest_settings(history, seed, num_chunks, cls.hidden.prompt), resume)
+        # "take-": core would read eight digits after the name as the number of a finished file.
+        partial = target.folder / f"{target.name}_take-{chain.first_key[:8]}{PARTIAL_SUFFIX}"
+        with (
+            record,
+            TakeVideo(partial, settings, store, vae_identity(vae), resume, record.in_video) as video,
+        ):
+            for found in chain.chunks(record):
+                if found.reused:
+                    run.progress.reuse()
+                run.tell("decoding")
+                frames = video.add(found.key, lambda latents=found.chunk.latents: decoded(vae, latents))
+                run.show(frames)
+            run.tell("writing the file")
+            path = video.finish(target.publish, audio, cls._metadata())
+            record.end("finished", path)
+        saved = ui.SavedResult(path.name, target.subfolder, io.FolderType.output)
+        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), chain.history, ui=ui.PreviewVideo([saved]))
+
+    @classmethod
+    def _metadata(cls) -> dict[str, Any]:
+        """The workflow, as core's Save Video writes it."""
+        if args.disable_metadata:
+            return {}
+        prompt = {} if cls.hidden.prompt is None else {"prompt": cls.hidden.prompt}
+        return {**(cls.hidden.extra_pnginfo or {}), **prompt}
+
+
+def decoded(vae: Any, latents: Tensor) -> Tensor:
+    """One chunk's latents in VAE space -> uint8 frames [33,H,W,3] on the CPU, rounded as diffusers does."""
+    frames = vae.decode(latents).flatten(0, -4)
+    return frames.clamp(0, 1).mul_(255).round_().to("cpu", torch.uint8)
+
+
+def check_prefix(prefix: str) -> None:
+    """Refuses a prefix that leaves the output folder."""
+    output = folder_paths.get_output_directory()
+    normal = os.path.normpath(prefix)
+    inside = folder_paths.is_within_directory(output, str(Path(output) / normal))
+    if not inside or Path(normal).name in ("", ".", ".."):
+        raise HeliosError(
+            f"filename_prefix={prefix!r} is not a name within the output folder; use one like video/Helios."
+        )
+
+
+class Target:
+    """Where a finished film goes: the next free number of a prefix in the output folder."""
+
+    def __init__(self, prefix: str, width: int, height: int):
+        check_prefix(prefix)
+        try:
+            folder, self.name, self._counter, self.subfolder, _ = folder_paths.get_save_image_path(
+                prefix, folder_paths.get_output_directory(), width, height
+            )
+        except OSError as error:
+            raise HeliosError(
+                f"filename_prefix={prefix!r} cannot be used ({error.strerror}); choose a folder that can be written."
+            ) from error
+        self.folder = Path(folder)
+
+    def publish(self, finished: Path) -> Path:
+        """Gives ``finished`` the next free name; another process may be taking names at the same time."""
+        for counter in range(self._counter, self._counter + MAX_TRIES):
+            path = self.folder / f"{self.name}_{counter:05}_.mp4"
+            with contextlib.suppress(FileExistsError):
+                _renamed(finished, path)
+                return path
+        raise HeliosError(f"{self.folder} has no free number left for {self.name}; choose another filename_prefix.")
+
+
+def _renamed(finished: Path, path: Path) -> None:
+    """Renames without replacing what is there.
+
+    Raises:
+        FileExistsError: the name is taken.
+    """
+    try:
+        os.link(finished, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links: an empty file holds the name for a moment
+        path.touch(exist_ok=False)
+        finished.replace(path)

@@ -1,0 +1,108 @@
+"""The templates, opened in the frontend that ComfyUI ships, by a real browser."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from helios_setup.paths import API_WORKFLOWS, PACK_NAME, ROOT
+from helios_setup.server import ComfyServer
+
+WORKFLOWS = ROOT / "workflows"
+# More would make the template browser slow to fill.
+LARGEST_THUMBNAIL = 200_000
+
+
+def _import_tools(module: str) -> ModuleType:
+    """A module of the checkout's `tools`, which is not on sys.path (see `helios_setup` in tests/conftest.py)."""
+    if "helios_tools" not in sys.modules:
+        folder = ROOT / "tools"
+        spec = importlib.util.spec_from_file_location(
+            "helios_tools", folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        assert spec is not None and spec.loader is not None
+        package = importlib.util.module_from_spec(spec)
+        sys.modules["helios_tools"] = package
+        spec.loader.exec_module(package)
+    return importlib.import_module(f"helios_tools.{module}")
+
+
+browser = _import_tools("frontend")
+TEMPLATES = _import_tools("templates").TEMPLATES
+
+
+def read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["classic", "new-design"])
+def frontend(request: pytest.FixtureRequest, comfy: ComfyServer) -> Iterator[Any]:
+    """The frontend in one of its two node designs, as a new user finds it."""
+    pytest.importorskip("playwright", reason="Playwright is not installed: pip install playwright")
+    program = browser.chromium_path()
+    if program is None:
+        pytest.skip("no Chromium on PATH (Debian: apt install chromium), and HELIOS_CHROMIUM names none")
+    with browser.open_frontend(comfy.url, program, **{"Comfy.VueNodes.Enabled": request.param}) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.api)
+def test_template_opens_sound(frontend: Any, template: Any) -> None:
+    workflow = read(WORKFLOWS / f"{template.title}.json")
+    frontend.load_template(workflow, template.title)
+    assert frontend.problems() == []
+    assert frontend.errors == []
+    assert {node["type"] for node in workflow["nodes"]} == {node["type"] for node in frontend.serialized()["nodes"]}
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.api)
+def test_template_queues_its_api_graph(frontend: Any, template: Any) -> None:
+    graph = read(API_WORKFLOWS / f"{template.api}.json")
+    frontend.load_template(read(WORKFLOWS / f"{template.title}.json"), template.title)
+    prompt = frontend.prompt()
+    assert prompt.keys() == graph.keys()
+    for node, wanted in graph.items():
+        found = prompt[node]
+        assert (found["class_type"], found["_meta"]) == (wanted["class_type"], wanted["_meta"])
+        assert {name: found["inputs"].get(name) for name in wanted["inputs"]} == wanted["inputs"]
+    # What the graph leaves to core's defaults, and nothing else, may come on top.
+    frontend.load_api(graph, template.api)
+    assert prompt == frontend.prompt()
+
+
+def test_broken_template_is_noticed(frontend: Any) -> None:
+    """The checks above can fail: an unknown node, an impossible choice, a missing link."""
+    workflow = read(WORKFLOWS / f"{TEMPLATES[0].title}.json")
+    sampler = next(node for node in workflow["nodes"] if node["type"] == "HeliosDMDSampler")
+    sampler["type"] = "HeliosNoSuchSampler"
+    save = next(node for node in workflow["nodes"] if node["type"] == "SaveVideo")
+    save["widgets_values"] = ["video/Helios", "no such format", *save["widgets_values"][2:]]
+    cut = save["inputs"][0]["link"]
+    save["inputs"][0]["link"] = None
+    workflow["links"] = [link for link in workflow["links"] if link[0] != cut]
+    frontend.load_template(workflow, "Broken")
+    problems = "\n".join(frontend.problems())
+    frontend.errors.clear()
+    assert "HeliosNoSuchSampler" in problems
+    assert "format has no option no such format" in problems
+    assert "SaveVideo" in problems and "video is not connected" in problems
+
+
+def test_template_browser_lists_the_templates(comfy: ComfyServer) -> None:
+    listed = comfy.get("/workflow_templates")[PACK_NAME]
+    assert sorted(listed) == sorted(template.title for template in TEMPLATES)
+    assert sorted(file.stem for file in API_WORKFLOWS.glob("*.json")) == sorted(template.api for template in TEMPLATES)
+    for name in listed:
+        assert comfy.get(f"/api/workflow_templates/{PACK_NAME}/{urllib.parse.quote(name)}.json") == read(
+            WORKFLOWS / f"{name}.json"
+        )
+        thumbnail = (WORKFLOWS / f"{name}.jpg").read_bytes()
+        assert thumbnail.startswith(b"\xff\xd8\xff") and len(thumbnail) < LARGEST_THUMBNAIL

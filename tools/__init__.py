@@ -1,0 +1,1 @@
+"""Tools for developing the pack; nothing here is needed to use it."""

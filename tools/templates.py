@@ -1,0 +1,206 @@
+"""What the templates look like and say: one entry for each file of workflows/api."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from textwrap import dedent
+
+from .template_layout import Column, Group, Note
+
+BLUE, GREEN, YELLOW, TEAL, RED = "#3f789e", "#8A8", "#b58b2a", "#8AA", "#A88"
+
+COLUMNS = (
+    Column(width=440),
+    Column(
+        width=400,
+        groups=(
+            Group("1 · Model", BLUE, ("HeliosModelLoader", "HeliosTextEncoderLoader", "HeliosVAELoader")),
+            Group(
+                "2 · Start and size",
+                GREEN,
+                ("LoadImage", "LoadVideo", "HeliosEmptyHistory", "HeliosImageHistory", "HeliosVideoHistory"),
+            ),
+        ),
+    ),
+    Column(
+        width=440,
+        groups=(
+            Group("3 · Prompt", YELLOW, ("CLIPTextEncode", "HeliosPromptSchedule")),
+            Group("4 · Steps", TEAL, ("HeliosBaseSampler", "HeliosPyramidSampler", "HeliosDMDSampler")),
+        ),
+        fill="CLIPTextEncode",
+    ),
+    Column(
+        width=370,
+        groups=(
+            Group(
+                "5 · Chunks",
+                BLUE,
+                ("HeliosSampleChunk", "HeliosChunkChain", "LatentConcat", "HeliosDecode", "BatchImagesNode"),
+            ),
+            Group("6 · Video", RED, ("CreateVideo", "SaveVideo")),
+        ),
+    ),
+)
+# Room for a paragraph, and for the finished video.
+HEIGHTS = {"CLIPTextEncode": 130.0, "LoadImage": 320.0, "LoadVideo": 320.0, "SaveVideo": 350.0}
+
+
+@dataclass(frozen=True)
+class Template:
+    """How the graph workflows/api/`api`.json appears in the template browser, and its notes."""
+
+    api: str
+    title: str
+    notes: tuple[Note, ...]
+
+
+def note(title: str, text: str, column: int = 0, height: float = 200.0) -> Note:
+    return Note(title, dedent(text).strip(), column, height)
+
+
+def weights(variant: str) -> Note:
+    """Where the files of a released variant go."""
+    return note(
+        "Before the first run",
+        f"""
+        ## 1. Get the model
+
+        Download the whole folder [BestWishYsh/Helios-{variant}](https://huggingface.co/BestWishYsh/Helios-{variant}):
+
+        > hf download BestWishYsh/Helios-{variant} --local-dir models/diffusers/Helios-{variant}
+
+        It must look like this in ComfyUI's folder:
+
+        ```
+        models/diffusers/Helios-{variant}/
+            transformer/
+            text_encoder/
+            tokenizer/
+            vae/
+            model_index.json
+        ```
+
+        ## 2. Press R, then Run
+
+        R refreshes the lists. Model, text encoder and VAE all come from this one folder.
+        """,
+        height=380,
+    )
+
+
+def trial(variant: str) -> Note:
+    """What to do where no weights are."""
+    return note(
+        "No weights yet?",
+        f"""
+        ## Try it at once
+
+        Choose **helios-tiny-{variant}** in the three loaders. It needs no download and runs on any machine. \
+        Its weights are random, so it shows that everything works, in moving patterns.
+        """,
+        column=1,
+        height=130,
+    )
+
+
+SIZES = {"Base": "multiples of 16", "Mid": "multiples of 64", "Distilled": "multiples of 64"}
+STEPS = {
+    "Base": "50 is the released setting; fewer are faster.",
+    "Mid": "20, 20, 20 is the released setting, coarse to fine; 17, 17, 17 is nearly as good.",
+    "Distilled": "2, 2, 2 is the released setting; 1, 1, 1 takes about half the time.",
+}
+GUIDANCE = {
+    "Base": "5.0 is the released setting.",
+    "Mid": "5.0 is the released setting.",
+    "Distilled": "leave it at 1.0, for which the model was distilled. The negative prompt counts only above 1.",
+}
+TASKS = {
+    "t2v": ("Text to Video", ""),
+    "i2v": (
+        "Image to Video",
+        """
+        - **First frame**: your image. It is scaled to cover the size and cropped at the centre.
+        - **noise_sigma**: if the first chunk stands still, raise both, or switch skip_first_chunk on.
+        """,
+    ),
+    "v2v": (
+        "Video to Video",
+        """
+        - **Clip to continue**: your clip, at least 33 frames, best at 24 fps. The file holds it and what follows.
+        """,
+    ),
+}
+
+
+def changes(variant: str, task: str) -> Note:
+    """What a user turns first."""
+    return note(
+        "What to change",
+        "## Make it yours\n\n"
+        + dedent(TASKS[task][1]).lstrip()
+        + "- **Prompt**: one flowing paragraph works best, with subject, action, setting, light and camera.\n"
+        "- **num_chunks**: the length. A chunk is 33 frames, 1.4 seconds; 44 chunks are a minute.\n"
+        "- **seed**: another number gives another video, the same number the same video.\n"
+        f"- **width, height**: {SIZES[variant]}. The model was trained at 640 x 384.\n"
+        f"- **steps**: {STEPS[variant]}\n"
+        f"- **cfg**: {GUIDANCE[variant]}",
+        height=270 if task == "t2v" else 330,
+    )
+
+
+def released(variant: str, task: str) -> Template:
+    """The template of one variant and task."""
+    return Template(
+        f"helios_{variant.lower()}_{task}",
+        f"Helios {variant} - {TASKS[task][0]}",
+        (weights(variant), changes(variant, task), trial(variant.lower())),
+    )
+
+
+TEMPLATES = (
+    *(released(variant, task) for variant in ("Distilled", "Mid", "Base") for task in TASKS),
+    Template(
+        "helios_distilled_interactive",
+        "Helios Distilled - Interactive Prompts",
+        (
+            weights("Distilled"),
+            note(
+                "What to change",
+                """
+                ## A film in several prompts
+
+                - **Prompt 1, 2, 3**: what happens, one paragraph each. Connect more to the schedule as you like.
+                - **first_chunks**: the chunk each prompt begins at. A chunk is 33 frames, 1.4 seconds.
+                - **blend**: chunks over which a new prompt takes over; 3 is the released setting.
+                - **num_chunks**: the whole length, 21 here: 29 seconds.
+
+                Changing a later prompt leaves the chunks before it exactly as they were.
+                """,
+                height=290,
+            ),
+            trial("distilled"),
+        ),
+    ),
+    Template(
+        "helios_distilled_hand_chained",
+        "Helios Distilled - Chunks by Hand",
+        (
+            weights("Distilled"),
+            note(
+                "What to change",
+                """
+                ## One node, one chunk
+
+                Each **Sample Chunk** continues the history of the one before it, with its own prompt.
+
+                - **Another seed** in one node rolls the video again from that chunk on; the chunks before it stay.
+                - **More chunks**: copy the last Sample Chunk with its prompt, connect its history, and join its latent.
+                - With the same prompt and seed everywhere this is the same video as one Chunk Chain, bit for bit.
+                """,
+                height=270,
+            ),
+            trial("distilled"),
+        ),
+    ),
+)
