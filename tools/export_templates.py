@@ -76,6 +76,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", metavar="PATH", help="ComfyUI folder instead of the checkout's own")
     parser.add_argument("--screens", metavar="FOLDER", type=Path, help="also save full screenshots here, to look at")
+    parser.add_argument("--only", metavar="API", help="export this one of workflows/api instead of all")
     options = parser.parse_args()
     tree, program = existing_tree(options.comfyui), chromium_path()
     if tree is None or program is None:
@@ -91,6 +92,8 @@ def main() -> int:
         arguments = ("--cpu", *directories, "--database-url", "sqlite:///:memory:")
         with ComfyServer(tree, Path(sys.executable), base / "comfyui.log", arguments) as server:
             for template in TEMPLATES:
+                if options.only not in (None, template.api):
+                    continue
                 export(template, server.url, program)
                 for vue_nodes in (False, True) if options.screens else ():
                     look(template, server.url, program, vue_nodes, options.screens)

@@ -38,7 +38,7 @@ COLUMNS = (
                 BLUE,
                 ("HeliosSampleChunk", "HeliosChunkChain", "LatentConcat", "HeliosDecode", "BatchImagesNode"),
             ),
-            Group("6 · Video", RED, ("CreateVideo", "SaveVideo")),
+            Group("6 · Video", RED, ("HeliosRenderVideo", "CreateVideo", "SaveVideo")),
         ),
     ),
 )
@@ -178,6 +178,28 @@ TEMPLATES = (
                 Changing a later prompt leaves the chunks before it exactly as they were.
                 """,
                 height=290,
+            ),
+            trial("distilled"),
+        ),
+    ),
+    Template(
+        "helios_distilled_long_video",
+        "Helios Distilled - Long Video",
+        (
+            weights("Distilled"),
+            note(
+                "What to change",
+                """
+                ## A minute, straight to disk
+
+                - **num_chunks**: 44 chunks of 33 frames are a minute. Memory stays the same however long the film is.
+                - **Stopped?** Queue it again: it goes on at the first missing chunk. More chunks extend the film.
+                - **filename_prefix**: the film. A playable file of what is finished lies beside it meanwhile.
+                - **quality**: lower is better and larger; changing it encodes again and samples nothing.
+                - **Several prompts**: put a Helios Prompt Schedule in between. A changed row makes only what follows
+                  again.
+                """,
+                height=330,
             ),
             trial("distilled"),
         ),

@@ -113,7 +113,10 @@ def test_core_custom_sampler_gives_the_first_chunk(comfy, graph):
     graph[CHAIN]["inputs"]["num_chunks"] = 1
     expected = saved_latents(comfy, latents_only(graph))
     nodes = {
-        "apply": ("HeliosApplyHistory", {"positive": [POSITIVE, 0], "negative": [NEGATIVE, 0], "history": [HISTORY, 0]}),
+        "apply": (
+            "HeliosApplyHistory",
+            {"positive": [POSITIVE, 0], "negative": [NEGATIVE, 0], "history": [HISTORY, 0]},
+        ),
         "guider": ("CFGGuider", {"model": [MODEL, 0], "positive": ["apply", 0], "negative": ["apply", 1], "cfg": 1.0}),
         "noise": ("RandomNoise", {"noise_seed": SEED}),
         "sigmas": ("BasicScheduler", {"model": [MODEL, 0], "scheduler": "simple", "steps": 4, "denoise": 1.0}),
