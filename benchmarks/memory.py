@@ -66,7 +66,9 @@ def comfyui(tree: Path, base: Path, width: int, height: int, chunks: int) -> tup
         (base / name).mkdir(parents=True, exist_ok=True)
     link_folder(ROOT, base / "custom_nodes" / PACK_NAME)
     own = ["--base-directory", str(base), "--temp-directory", str(base), "--database-url", "sqlite:///:memory:"]
-    with ComfyServer(tree, Path(sys.executable), base / "comfyui.log", [*own, "--cpu"]) as server:
+    with ComfyServer(
+        tree, Path(sys.executable), base / "comfyui.log", [*own, "--cpu", "--use-pytorch-cross-attention"]
+    ) as server:
         # Loading is the same for every length; a short film first makes the measurement that of rendering.
         server.run(graph(width, height, 1), timeout=3600)
         started = time.monotonic()

@@ -52,8 +52,8 @@ def generate(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace, model: Path) -> None:
-    if not options.seconds > 0:
-        raise HeliosError(f"--seconds {options.seconds} must be above 0.")
+    if not (math.isfinite(options.seconds) and options.seconds > 0):
+        raise HeliosError(f"--seconds {options.seconds} must be a length above 0.")
     frames = math.ceil(options.seconds * options.fps)
     (_write_clip if options.take is None else _write_take)(options, model, frames)
     count = chunk_count(frames) * CHUNK_FRAMES
@@ -91,7 +91,7 @@ def _write_take(options: argparse.Namespace, model: Path, frames: int) -> None:
                 bar.at("decoding")
                 video.add(chunk.key, partial(_decoded, pipeline, chunk.latents))
                 bar.chunk_finished()
-            video.finish(lambda finished: finished.replace(options.output))
+            take.end("finished", video.finish(lambda finished: finished.replace(options.output)))
 
 
 def _decoded(pipeline: HeliosPipeline, latents: torch.Tensor) -> torch.Tensor:

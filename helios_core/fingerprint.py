@@ -129,10 +129,15 @@ class _Writer:
         self._many(_name(value), [layers, dict(value.named_parameters()), dict(value.named_buffers())])
 
     def _function(self, value: types.FunctionType) -> None:
-        constants = [x for x in value.__code__.co_consts if not isinstance(x, types.CodeType)]
         cells = [_contents(cell) for cell in value.__closure__ or ()]
         name = f"function {_module(value)}.{value.__qualname__}"
-        self._many(name, [value.__code__.co_code, constants, value.__defaults__, value.__kwdefaults__, cells])
+        self._many(name, [_code(value.__code__), value.__defaults__, value.__kwdefaults__, cells])
+
+
+def _code(code: types.CodeType) -> list[Any]:
+    """Instructions, the names and constants they use, and the functions defined inside."""
+    constants = [_code(x) if isinstance(x, types.CodeType) else x for x in code.co_consts]
+    return [code.co_code, code.co_names, constants]
 
 
 def _name(value: Any) -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .errors import HeliosError
-from .history import History
+from .history import CONTEXT_FRAMES, LATENT_CHANNELS, History
+from .store import write_atomically
 
 FORMAT, VERSION = "helios-history", 1
 _OPTIONAL = ("anchor", "random_state")
@@ -30,14 +30,10 @@ def save_history(history: History, path: str | Path) -> None:
         "seed": "" if history.seed is None else str(history.seed),
         "skip_first_chunk": str(history.skip_first_chunk),
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        save_file(tensors, temporary, metadata)
-        temporary.replace(path)
+        write_atomically(path, save(tensors, metadata))
     except OSError as error:
         raise HeliosError(f"history file {path} cannot be written ({error.strerror}); choose another folder.") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_history(path: str | Path) -> History:
@@ -54,7 +50,10 @@ def load_history(path: str | Path) -> History:
         raise HeliosError(f"history file {path} does not exist; choose one that Helios Save History wrote.") from None
     except (SafetensorError, OSError) as error:
         raise HeliosError(f"history file {path} is damaged ({error}); save the history again.") from None
-    if metadata.get("format") != FORMAT or "latents" not in tensors:
+    latents = tensors.get("latents")
+    complete = {"version", "chunk", "seed", "skip_first_chunk"} <= metadata.keys()
+    fits = latents is not None and latents.shape[1:3] == (LATENT_CHANNELS, CONTEXT_FRAMES)
+    if metadata.get("format") != FORMAT or not complete or latents is None or not fits:
         raise HeliosError(f"{path} is not a Helios history; choose a file that Helios Save History wrote.")
     if int(metadata["version"]) > VERSION:
         raise HeliosError(

@@ -141,6 +141,8 @@ def media_frames(image: Any, video: Any, width: int, height: int) -> Tensor | No
         frames = frames.unsqueeze(0) if frames.ndim == 4 else frames
     else:
         pictures = [given] if name == "image" else list(given)
+        if not pictures:
+            raise HeliosError("video has no frames; give at least 33.")
         frames = torch.stack([_fitted(name, picture, width, height) for picture in pictures]).unsqueeze(0)
     if frames.ndim != 5 or frames.shape[2:] != (3, height, width):
         raise HeliosError(

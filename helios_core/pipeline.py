@@ -29,6 +29,14 @@ from .vae import WanVAE, load_vae
 from .video import frames_to_uint8
 
 MAX_TEXT_TOKENS = 512
+SAMPLING_KEYWORDS = {
+    "num_inference_steps",
+    "pyramid_num_inference_steps_list",
+    "solver",
+    "use_zero_init",
+    "zero_steps",
+    "is_amplify_first_chunk",
+}
 OUTPUT_TYPES = ("np", "pt", "uint8", "latent")
 
 
@@ -144,7 +152,7 @@ class HeliosPipeline:
 
     @torch.no_grad()
     def __call__(self, *args: Any, output_type: str = "np", **kwargs: Any) -> HeliosOutput:
-        """Generates a whole clip in memory; arguments as in :meth:`stream`.
+        """Generates a whole clip in memory; arguments as in :meth:`stream`, but for ``take``.
 
         ``output_type``: ``np`` (float32 array [B,F,H,W,3] in 0..1), ``pt`` (float tensor [B,F,3,H,W] in 0..1),
         ``uint8`` (tensor [B,F,H,W,3]) or ``latent`` (no decoding). F is 33 per chunk.
@@ -245,14 +253,21 @@ class HeliosPipeline:
     ) -> Iterator[tuple[Tensor, History]]:
         defaults = VARIANT_DEFAULTS[self.variant]
         scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+        unknown = sorted(sampling.keys() - SAMPLING_KEYWORDS)
+        if unknown:
+            raise HeliosError(f"{unknown[0]} is not a keyword of HeliosPipeline; leave it out, or see stream().")
         sampler = self._sampler(**sampling)
         num_chunks = chunk_count(defaults.num_frames if num_frames is None else num_frames)
         batch = self._batch_size(prompt, prompt_embeds, prompt_schedule)
         check_size(width, height, sampler.size_multiple)
         noise = NoiseRange(image_noise_sigma_min, image_noise_sigma_max)
-        rows = PromptSchedule(tuple(prompt_schedule or [(0, prompt)]), blend)
+        rows = PromptSchedule(tuple([(0, prompt)] if prompt_schedule is None else prompt_schedule), blend)
         generator = torch.Generator("cpu").manual_seed(0) if generator is None else generator
         media = media_frames(image, video, width, height)
+        if media is not None and batch % media.shape[0]:
+            raise HeliosError(
+                f"image or video has a batch of {media.shape[0]} for {batch} prompts; give one, or one per prompt."
+            )
 
         schedule = PromptSchedule(
             tuple((first, self._text(row, prompt_embeds, "prompt")) for first, row in rows.rows), blend
@@ -262,6 +277,10 @@ class HeliosPipeline:
             empty = "" if negative_prompt is None and negative_prompt_embeds is None else negative_prompt
             repeated = [empty] * batch if isinstance(empty, str) else empty
             negative = self._text(repeated, negative_prompt_embeds, "negative_prompt")
+            if negative.shape[0] != batch:
+                raise HeliosError(
+                    f"negative_prompt has a batch of {negative.shape[0]} for {batch} prompts; match them."
+                )
         history = self._history(media, image is not None, width, height, batch, generator, noise)
         history = replace(history, skip_first_chunk=is_skip_first_chunk)
         if keyed is not None:

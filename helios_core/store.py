@@ -20,6 +20,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterable
@@ -38,10 +39,12 @@ from .history import History
 
 FOLDER_NAME = "helios_store"
 FORMAT, VERSION = "helios-store", 1
+TAKE_FORMAT = "helios-take"
 DEFAULT_MAX_BYTES = 32 * 2**30
 GRACE_SECONDS = 3600.0
 CHUNK_SUFFIX, SEGMENT_SUFFIX, PART_SUFFIX = ".chunk.safetensors", ".segment.safetensors", ".part"
-_SUFFIXES = (CHUNK_SUFFIX, SEGMENT_SUFFIX, PART_SUFFIX)
+# The folder may be shared with others' files, which eviction and clearing must not touch.
+_OWN_NAME = re.compile(r"[0-9a-f]+\.(chunk|segment)\.safetensors|[0-9a-f]{32}\.part")
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +195,9 @@ class ChunkStore:
         found = []
         for path in sorted(self.takes.glob("*.json")):
             with contextlib.suppress(OSError, ValueError):  # removed meanwhile, or edited by hand
-                found.append(json.loads(path.read_text(encoding="utf-8")))
+                manifest = json.loads(path.read_text(encoding="utf-8"))
+                if isinstance(manifest, dict):
+                    found.append(manifest)
         return found
 
     # -- size ----------------------------------------------------------------------------------------
@@ -201,6 +206,7 @@ class ChunkStore:
         """Marks chunks as used now, which a running take does at every chunk so that eviction spares them."""
         for key in keys:
             _touch(self.chunk_file(key))
+            _touch(self.segment_file(key))
 
     def files(self) -> list[tuple[Path, os.stat_result]]:
         """Files of the store with their state, used longest ago first."""
@@ -209,7 +215,7 @@ class ChunkStore:
             for entry in os.scandir(self.folder):
                 # Another process may remove a file between the listing and here.
                 with contextlib.suppress(OSError):
-                    if entry.name.endswith(_SUFFIXES):
+                    if _OWN_NAME.fullmatch(entry.name):
                         found.append((Path(entry.path), entry.stat()))
         return sorted(found, key=lambda item: item[1].st_mtime)
 
@@ -231,7 +237,10 @@ class ChunkStore:
     def clear(self) -> int:
         """Removes every chunk, segment and manifest; returns the bytes freed."""
         files = [(path, state) for path, state in self.files() if path.suffix != PART_SUFFIX or _abandoned(path, state)]
-        for path in (*(path for path, _ in files), *self.takes.glob("*.json")):
+        manifests = [
+            self.takes / f"{take['take']}.json" for take in self.manifests() if take.get("format") == TAKE_FORMAT
+        ]
+        for path in (*(path for path, _ in files), *manifests):
             _remove(path)
         return sum(state.st_size for _, state in files)
 

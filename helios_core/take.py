@@ -16,9 +16,9 @@ from torch import Tensor
 
 from .errors import HeliosError
 from .history import History
-from .store import ChunkStore, StoredChunk, chunk_key
+from .store import TAKE_FORMAT, ChunkStore, StoredChunk, chunk_key
 
-FORMAT, VERSION = "helios-take", 1
+VERSION = 1
 MAX_NAME = 100
 _NAME = re.compile(r"[\w\-. ]+")
 
@@ -59,7 +59,7 @@ class Take:
         self._lock = threading.Lock()  # the video's thread reports here too
         self._chunks: list[dict[str, Any]] = []
         self._manifest = {
-            "format": FORMAT,
+            "format": TAKE_FORMAT,
             "version": VERSION,
             "take": name,
             "started": _now(),

@@ -306,9 +306,13 @@ class TakeVideo:
                 path = publish(temporary)
             finally:
                 temporary.unlink(missing_ok=True)
-            self._growing.close()
-            with contextlib.suppress(OSError):  # open in a player on Windows
+            # Removed while it is still locked, or another process could take it over in between; Windows removes
+            # closed files only, and none that is open in a player.
+            if os.name == "nt":
+                self._growing.close()
+            with contextlib.suppress(OSError):
                 self.partial.unlink()
+            self._growing.close()
         return path
 
     def _stop(self) -> None:

@@ -19,7 +19,7 @@ MODEL_INPUTS = {
 }
 CHAIN_NODES = ("HeliosChunkChain", "HeliosRenderVideo")
 # How the prompt's connection is called from node to node, up to its text.
-PROMPT_INPUTS = ("positive", "conditioning")
+PROMPT_INPUTS = ("positive", "rows.")
 VARIANTS = ("base", "mid", "distilled")
 # helios-tiny's size: a quarter of the released 640x384, so that a CPU shows a result in a minute or two.
 TINY_SIZE = (320, 192)
@@ -87,7 +87,7 @@ def fill_workflow(
 
 def positive_text(graph: dict) -> dict:
     """The CLIPTextEncode node that the first chain's `positive` comes from."""
-    node = nodes_with(graph, "positive", "--prompt")[0]
+    node = nodes_with(graph, "positive", "--prompt", (*CHAIN_NODES, "HeliosSampleChunk"))[0]
     for _ in graph:
         inputs = node["inputs"]
         links = [value for name, value in inputs.items() if name.startswith(PROMPT_INPUTS) and is_link(value)]
@@ -99,10 +99,10 @@ def positive_text(graph: dict) -> dict:
     raise SetupError("The workflow's positive input comes from no CLIPTextEncode: --prompt has no place.")
 
 
-def nodes_with(graph: dict, name: str, option: str) -> list[dict]:
-    found = [node for node in graph.values() if node["class_type"] in CHAIN_NODES and name in node["inputs"]]
+def nodes_with(graph: dict, name: str, option: str, kinds: tuple[str, ...] = CHAIN_NODES) -> list[dict]:
+    found = [node for node in graph.values() if node["class_type"] in kinds and name in node["inputs"]]
     if not found:
-        wanted = " or ".join(CHAIN_NODES)
+        wanted = " or ".join(kinds)
         raise SetupError(f"The workflow has no {wanted} with {name}: {option} has no place.")
     return found
 

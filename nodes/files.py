@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import folder_paths
@@ -105,3 +106,14 @@ def _is_helios(folder: Path) -> bool:
         return json.loads(index.read_text(encoding="utf-8")).get("_class_name") in PIPELINE_CLASSES
     except (OSError, ValueError, AttributeError):
         return False
+
+
+def check_prefix(prefix: str) -> None:
+    """Refuses a prefix that leaves the output folder."""
+    output = folder_paths.get_output_directory()
+    normal = os.path.normpath(prefix)
+    inside = folder_paths.is_within_directory(output, str(Path(output) / normal))
+    if not inside or Path(normal).name in ("", ".", ".."):
+        raise HeliosError(
+            f"filename_prefix={prefix!r} is not a name within the output folder; use one like video/Helios."
+        )

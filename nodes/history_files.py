@@ -10,6 +10,7 @@ from comfy_api.latest import io, ui
 from ..helios_core.errors import HeliosError
 from ..helios_core.history import History
 from ..helios_core.history_file import load_history, save_history
+from .files import check_prefix
 from .history import HistoryType
 
 SUFFIX = ".safetensors"
@@ -43,7 +44,16 @@ class HeliosSaveHistory(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        try:
+            check_prefix(filename_prefix or "")
+        except HeliosError as error:
+            return str(error)
+        return True
+
+    @classmethod
     def execute(cls, history: History, filename_prefix: str) -> io.NodeOutput:
+        check_prefix(filename_prefix)
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             filename_prefix, folder_paths.get_output_directory()
         )

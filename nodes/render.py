@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ..helios_core.progress import RenderProgress
 from ..helios_core.take import Take, check_name
 from ..helios_core.take_video import PARTIAL_SUFFIX, TakeVideo, VideoSettings, check_audio
 from .chunks import ChainRun, chunk_inputs, num_chunks_input
+from .files import check_prefix
 from .history import HistoryType
 from .identity import vae_identity
 from .takes import Chain, manifest_settings, output_store, take_input
@@ -183,7 +185,7 @@ class HeliosRenderVideo(io.ComfyNode):
         target = Target(filename_prefix, history.width, history.height)
         run = RenderRun(model, positive, negative, cfg, sampler, history, num_chunks, fps)
         chain = Chain(run, history, seed, num_chunks)
-        named = take or check_name(f"{target.name}-{chain.first_key[:8]}")
+        named = take or take_name(target.name, chain.first_key)
         store = output_store()
         record = Take(store, named, manifest_settings(history, seed, num_chunks, cls.hidden.prompt), resume)
         # "take-": core would read eight digits after the name as the number of a finished file.
@@ -213,21 +215,15 @@ class HeliosRenderVideo(io.ComfyNode):
         return {**(cls.hidden.extra_pnginfo or {}), **prompt}
 
 
+def take_name(file_name: str, key: str) -> str:
+    """A take's name from a file's, which may hold other characters."""
+    return re.sub(r"[^\w\-. ]", "_", file_name).strip(" .")[:80] + f"-{key[:8]}"
+
+
 def decoded(vae: Any, latents: Tensor) -> Tensor:
     """One chunk's latents in VAE space -> uint8 frames [33,H,W,3] on the CPU, rounded as diffusers does."""
     frames = vae.decode(latents).flatten(0, -4)
     return frames.clamp(0, 1).mul_(255).round_().to("cpu", torch.uint8)
-
-
-def check_prefix(prefix: str) -> None:
-    """Refuses a prefix that leaves the output folder."""
-    output = folder_paths.get_output_directory()
-    normal = os.path.normpath(prefix)
-    inside = folder_paths.is_within_directory(output, str(Path(output) / normal))
-    if not inside or Path(normal).name in ("", ".", ".."):
-        raise HeliosError(
-            f"filename_prefix={prefix!r} is not a name within the output folder; use one like video/Helios."
-        )
 
 
 class Target:

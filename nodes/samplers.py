@@ -63,6 +63,7 @@ class HeliosSampler(comfy.samplers.Sampler):
         check_latents(noise, latent_image, denoise_mask)
         history = _history_of(model_wrap, noise)
         check_chain(self.settings, history, 1)
+        check_run(noise, history, extra_args["model_options"])
         _keep_prepared(model_wrap, extra_args)
         generator = self.generator or _continued_generator(extra_args.get("seed"), noise)
         guided = model_wrap.cfg > 1
@@ -127,6 +128,17 @@ def check_latents(noise: Tensor, latent_image: Tensor | None, denoise_mask: Tens
         raise HeliosError("latent_image has a noise mask; Helios cannot inpaint, remove the mask.")
     if latent_image is not None and torch.count_nonzero(latent_image):
         raise HeliosError("latent_image is not empty; Helios starts every chunk from noise, use an empty latent.")
+
+
+def check_run(noise: Tensor, history: History, model_options: dict[str, Any]) -> None:
+    """Refuses a latent of another size than the history's, and what splits one chunk over devices."""
+    if noise.shape[3:] != history.latents.shape[3:] or noise.shape[0] % history.latents.shape[0]:
+        raise HeliosError(
+            f"latent_image has shape {list(noise.shape)} but the history is {history.width}x{history.height} with a "
+            f"batch of {history.latents.shape[0]}; give both the same width, height and batch size."
+        )
+    if "multigpu_clones" in model_options:
+        raise HeliosError("model is split over several GPUs, which Helios samplers do not support; remove that node.")
 
 
 def _history_of(model_wrap: Any, noise: Tensor) -> History:

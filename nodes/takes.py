@@ -30,7 +30,7 @@ def output_store() -> ChunkStore:
     limit = os.environ.get(LIMIT_VARIABLE)
     try:
         max_bytes = DEFAULT_MAX_BYTES if limit is None else int(float(limit) * 2**30)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise HeliosError(f"{LIMIT_VARIABLE}={limit!r} is not a number; set it to gibibytes, like 32.") from None
     return ChunkStore(Path(folder_paths.get_output_directory()) / FOLDER_NAME, max_bytes)
 

@@ -17,6 +17,7 @@ import pytest
 from helios_setup import comfyui, environment
 from helios_setup.commands import main, parse
 from helios_setup.errors import ServerDiedError, SetupError
+from helios_setup.paths import API_WORKFLOWS
 from helios_setup.server import ComfyServer, failure, output_files, rejection
 from helios_setup.workflow import chunks_for, fill_workflow, load_workflow, workflow_variant
 
@@ -27,7 +28,7 @@ GRAPH = {
     "3": {"class_type": "HeliosVAELoader", "inputs": {"vae": "old"}},
     "4": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["2", 0], "text": "a cat"}},
     "5": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["2", 0], "text": "blurry"}},
-    "6": {"class_type": "HeliosPromptSchedule", "inputs": {"conditioning_1": ["4", 0], "blend": 3}},
+    "6": {"class_type": "HeliosPromptSchedule", "inputs": {"rows.row_0": ["4", 0], "blend": 3}},
     "7": {
         "class_type": "HeliosChunkChain",
         "inputs": {"model": ["1", 0], "negative": ["5", 0], "positive": ["6", 0], "num_chunks": 2},
@@ -291,6 +292,12 @@ def test_fill_sets_model_prompt_and_length_in_a_copy():
     assert filled["5"]["inputs"]["text"] == "blurry"
     assert filled["7"]["inputs"]["num_chunks"] == 3
     assert GRAPH["1"]["inputs"]["model"] == "old"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in API_WORKFLOWS.glob("*.json")))
+def test_every_shipped_workflow_takes_a_prompt(name):
+    filled = fill_workflow(load_workflow(API_WORKFLOWS, name), "some-model", "a fresh prompt")
+    assert "a fresh prompt" in [node["inputs"].get("text") for node in filled.values()]
 
 
 def test_fill_workflow_sets_the_size_where_there_is_one():

@@ -108,10 +108,8 @@ def test_another_seed_rolls_only_the_later_chunk_again(comfy, graph):
     assert not torch.allclose(rerolled[:, :, 9:], whole[:, :, 9:], atol=1e-2)
 
 
-def test_core_custom_sampler_gives_the_first_chunk(comfy, graph):
-    """SamplerCustomAdvanced with HeliosApplyHistory: core draws the noise, our SAMPLER does the rest."""
-    graph[CHAIN]["inputs"]["num_chunks"] = 1
-    expected = saved_latents(comfy, latents_only(graph))
+def custom_sampler(graph):
+    """The graph with core's SamplerCustomAdvanced in place of the chain, its latent saved."""
     nodes = {
         "apply": (
             "HeliosApplyHistory",
@@ -130,7 +128,20 @@ def test_core_custom_sampler_gives_the_first_chunk(comfy, graph):
     core = {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
     cut = latents_only(graph, "advanced", **core)
     del cut[CHAIN]
-    assert torch.equal(saved_latents(comfy, cut), expected)
+    return cut
+
+
+def test_core_custom_sampler_gives_the_first_chunk(comfy, graph):
+    """SamplerCustomAdvanced with HeliosApplyHistory: core draws the noise, our SAMPLER does the rest."""
+    graph[CHAIN]["inputs"]["num_chunks"] = 1
+    expected = saved_latents(comfy, latents_only(graph))
+    assert torch.equal(saved_latents(comfy, custom_sampler(graph)), expected)
+
+
+def test_core_custom_sampler_refuses_a_latent_of_another_size(comfy, graph):
+    cut = custom_sampler(graph)
+    cut["empty"]["inputs"]["width"] = 2 * WIDTH
+    assert f"but the history is {WIDTH}x{HEIGHT}" in refused(comfy, cut)
 
 
 def test_guidance_changes_the_video_and_equals_headless(comfy, graph, tiny_folder):

@@ -234,3 +234,10 @@ def test_history_files_outside_the_folders_are_refused(comfy, file):
     graph = quick("helios_distilled_t2v")
     graph[find(graph, "HeliosEmptyHistory")] = {"class_type": "HeliosLoadHistory", "inputs": {"file": file}}
     assert "does not exist" in (told := refused(comfy, graph)) or "not a .safetensors file within" in told
+
+
+def test_a_history_is_not_saved_outside_the_output_folder(comfy):
+    graph = quick("helios_distilled_t2v")
+    inputs = {"history": [find(graph, "HeliosEmptyHistory"), 0], "filename_prefix": "../outside"}
+    graph["save"] = {"class_type": "HeliosSaveHistory", "inputs": inputs}
+    assert "is not a name within the output folder" in refused(comfy, graph)

@@ -194,8 +194,8 @@ def test_eviction_takes_what_was_used_longest_ago(store):
     size = store.size() // 3
     for age, key in enumerate("bac"):
         os.utime(store.chunk_file(key), (time.time() - 8000 + age * 100,) * 2)
-    (store.folder / f"x{PART_SUFFIX}").touch()
-    os.utime(store.folder / f"x{PART_SUFFIX}", (0, 0))
+    (store.folder / f"{'0' * 32}{PART_SUFFIX}").touch()
+    os.utime(store.folder / f"{'0' * 32}{PART_SUFFIX}", (0, 0))
     store.get_chunk("b")
     store.max_bytes = 3 * size + 100
     store.put_chunk("d", PREVIOUS, chunk())
@@ -459,3 +459,26 @@ def test_command_line_killed_goes_on(tmp_path, tiny_folder):
     whole.mkdir()
     generate(whole, model=model, seconds=8)
     assert torch.equal(read_video(folder / "film.mp4"), read_video(whole / "film.mp4"))
+
+
+def test_functions_differ_by_the_names_they_use():
+    def first(a):
+        return a["x"].sin()
+
+    def second(a):
+        return a["x"].cos()
+
+    second.__qualname__ = first.__qualname__
+    assert fingerprint(first) != fingerprint(second)
+
+
+def test_foreign_files_in_the_folder_are_left_alone(tmp_path):
+    foreign = [tmp_path / "film.part", tmp_path / "model.chunk.safetensors", tmp_path / "takes" / "notes.json"]
+    (tmp_path / "takes").mkdir()
+    for path in foreign:
+        path.write_text("[]")
+        os.utime(path, (0, 0))
+    store = ChunkStore(tmp_path, max_bytes=0, grace=0)
+    store.prepare()
+    store.clear()
+    assert all(path.exists() for path in foreign)

@@ -145,6 +145,11 @@ def test_schedule_changes_only_later_chunks(pipelines):
         ({"image": "cat.png"}, "image is a str"),
         ({"solver": "heun"}, "solver='heun' is unknown"),
         ({"zero_steps": -1}, "zero_steps=-1"),
+        ({"image": torch.zeros(2, 3, 64, 64)}, "batch of 2 for 1 prompts"),
+        ({"negative_prompt": ["a", "b"], "guidance_scale": 5.0}, "negative_prompt has a batch of 2 for 1"),
+        ({"video": []}, "video has no frames"),
+        ({"keep_first_frame": False}, "keep_first_frame is not a keyword"),
+        ({"prompt": None, "prompt_schedule": []}, "prompt schedule begins"),
     ],
 )
 def test_bad_input_is_refused_before_sampling(pipelines, changes, message, monkeypatch):
