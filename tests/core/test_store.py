@@ -2,7 +2,6 @@
 
 import functools
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -234,10 +233,19 @@ def hammer(folder: str, seed: int) -> None:
         assert set(json.loads((store.takes / "shared.json").read_text())) == {"writer", "text"}
 
 
+HAMMER = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("store_test", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+module.hammer(sys.argv[2], int(sys.argv[3]))
+"""
+
+
 def test_processes_share_a_folder(store, caplog):
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(2) as pool:
-        pool.starmap(hammer, [(str(store.folder), 1), (str(store.folder), 2)])
+    commands = [[sys.executable, "-c", HAMMER, __file__, str(store.folder), seed] for seed in "12"]
+    processes = [subprocess.Popen(command) for command in commands]
+    assert [process.wait(120) for process in processes] == [0, 0]
     for number in range(6):
         found = store.get_chunk(str(number))
         assert found is None or same(found, chunk(number))
