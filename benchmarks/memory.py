@@ -43,7 +43,7 @@ def graph(width: int, height: int, chunks: int) -> dict:
     def node(kind: str, **inputs: object) -> dict:
         return {"class_type": kind, "inputs": inputs}
 
-    steps = {"steps": "1, 1, 1", "amplify_first_chunk": False, "stage_range": "", "gamma": 1 / 3}
+    steps = {"steps": "1, 1, 1", "amplify_first_chunk": False, "stage_range": "", "gamma": "1/3"}
     render = {
         "model": ["model", 0], "positive": ["text", 0], "negative": ["text", 0], "cfg": 1.0, "sampler": ["sampler", 0],
         "history": ["history", 0], "seed": 0, "num_chunks": chunks, "vae": ["vae", 0], "fps": 24.0, "codec": "h264",

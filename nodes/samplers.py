@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import comfy.samplers
@@ -186,15 +187,13 @@ def stage_inputs() -> list[io.Input]:
             tooltip="Where the stages begin and end, from 0 to 1, one number more than stages: '0, 0.33, 0.66, 1'. "
             "Empty: equal parts, as released.",
         ),
-        io.Float.Input(
+        io.String.Input(
             "gamma",
-            default=1 / 3,
-            min=0.01,
-            max=1 / 3,
-            step=0.01,
-            round=False,
+            default="1/3",
             advanced=True,
-            tooltip="Correlation of the noise added between stages. Released: 1/3, its highest value.",
+            # Text, because number widgets round 1/3 to their step, and the video would be another.
+            tooltip="Correlation of the noise added between stages, a fraction or a number. Released: 1/3, its highest "
+            "value.",
         ),
     ]
 
@@ -207,13 +206,17 @@ def numbers(name: str, text: str, kind: type) -> tuple:
         raise HeliosError(f"{name}={text!r} is not a list of numbers; write it like '2, 2, 2'.") from None
 
 
-def pyramid_config(steps: tuple[int, ...], stage_range: str, gamma: float, time_shift_type: str) -> SchedulerConfig:
+def pyramid_config(steps: tuple[int, ...], stage_range: str, gamma: str, time_shift_type: str) -> SchedulerConfig:
     """The scheduler of a pyramid with one stage for each entry of ``steps``."""
     stages = len(steps)
     if not stages:
         raise HeliosError("steps is empty; write it like '2, 2, 2', one number per stage.")
     bounds = numbers("stage_range", stage_range, float) or tuple(i / stages for i in range(stages + 1))
-    return SchedulerConfig(stages=stages, stage_range=bounds, gamma=gamma, time_shift_type=time_shift_type)
+    try:
+        exact = float(Fraction(gamma.strip()))
+    except (ValueError, ZeroDivisionError):
+        raise HeliosError(f"gamma={gamma!r} is not a number; write it like '1/3' or '0.25'.") from None
+    return SchedulerConfig(stages=stages, stage_range=bounds, gamma=exact, time_shift_type=time_shift_type)
 
 
 class HeliosDMDSampler(io.ComfyNode):
@@ -240,7 +243,7 @@ class HeliosDMDSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, steps: str, amplify_first_chunk: bool, stage_range: str, gamma: float) -> io.NodeOutput:
+    def execute(cls, steps: str, amplify_first_chunk: bool, stage_range: str, gamma: str) -> io.NodeOutput:
         counts = numbers("steps", steps, int)
         scheduler = pyramid_config(counts, stage_range, gamma, "linear")
         return io.NodeOutput(HeliosSampler(DMDSampler(counts, amplify_first_chunk, scheduler)))
@@ -294,7 +297,7 @@ class HeliosPyramidSampler(io.ComfyNode):
         zero_init: bool,
         zero_steps: int,
         stage_range: str,
-        gamma: float,
+        gamma: str,
     ) -> io.NodeOutput:
         counts = numbers("steps", steps, int)
         scheduler = pyramid_config(counts, stage_range, gamma, "exponential")

@@ -216,6 +216,8 @@ def refused(comfy, graph) -> str:
         ("helios_mid_t2v", "HeliosPyramidSampler", {"stage_range": "0, 1"}, "does not fit stages=3"),
         ("helios_mid_t2v", "HeliosPyramidSampler", {"steps": "a, b"}, "is not a list of numbers"),
         ("helios_mid_t2v", "HeliosPyramidSampler", {"steps": "1, 1, 1, 1"}, "use 128"),
+        ("helios_mid_t2v", "HeliosPyramidSampler", {"gamma": "1/0"}, "gamma='1/0' is not a number"),
+        ("helios_mid_t2v", "HeliosPyramidSampler", {"gamma": "0.5"}, "at most 1/3"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(comfy, name, kind, changes, message):
