@@ -54,7 +54,7 @@ def film(prefix="film", chunks=CHUNKS, **changes):
         "negative": node("CLIPTextEncode", clip=["clip", 0], text=""),
         "history": node("HeliosEmptyHistory", width=SIZE, height=SIZE, batch_size=1),
         "sampler": node(
-            "HeliosDMDSampler", steps="1, 1, 1", stage_range="", gamma=1 / 3, amplify_first_chunk=False
+            "HeliosDMDSampler", steps="1, 1, 1", stage_range="", gamma="1/3", amplify_first_chunk=False
         ),
         "render": node("HeliosRenderVideo", **inputs | changes),
     }  # fmt: skip
