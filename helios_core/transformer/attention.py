@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .rope import apply_rope
+from .kernels import may_overwrite, rms_norm, rotate
 
 HISTORY_KEY_MAX_SCALE = 10.0
 
@@ -54,19 +54,20 @@ class SelfAttention(nn.Module):
 
         ``queries_from`` drops the output of leading tokens that nobody reads (the last block's history).
         """
-        q = self._rotated(self.norm_q(self.q(x[:, queries_from:])), rope[queries_from:])
-        k = self._rotated(self.norm_k(self.k(x)), rope)
+        q = rotate(rms_norm(self.q(x[:, queries_from:]), self.norm_q), rope[queries_from:], self.heads)
+        k = rotate(rms_norm(self.k(x), self.norm_k), rope, self.heads)
         if self.history_key_scale is not None and history_length:
             k = self._amplify_history(k, history_length)
         return self.o(attention(q, k, self.v(x), self.heads))
 
-    def _rotated(self, x: Tensor, rope: Tensor) -> Tensor:
-        return apply_rope(x.unflatten(-1, (self.heads, -1)), rope).flatten(-2)
-
     def _amplify_history(self, k: Tensor, history_length: int) -> Tensor:
         scale = 1.0 + torch.sigmoid(self.history_key_scale.to(k.device)) * (HISTORY_KEY_MAX_SCALE - 1.0)
-        history = k[:, :history_length].unflatten(-1, (self.heads, -1)) * scale.view(-1, 1)
-        return torch.cat([history.flatten(-2).to(k.dtype), k[:, history_length:]], dim=1)
+        by_head = k.unflatten(-1, (self.heads, -1))
+        if may_overwrite(k):
+            by_head[:, :history_length].mul_(scale.view(-1, 1))
+            return k
+        history = (by_head[:, :history_length] * scale.view(-1, 1)).to(k.dtype)
+        return torch.cat([history, by_head[:, history_length:]], dim=1).flatten(-2)
 
 
 class CrossAttention(nn.Module):
@@ -87,12 +88,12 @@ class CrossAttention(nn.Module):
 
     def prepare(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Projected text [B,512,C] -> keys and values, each [B,512,C]."""
-        return self.norm_k(self.k(text)), self.v(text)
+        return rms_norm(self.k(text), self.norm_k), self.v(text)
 
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], attention: AttentionFunction) -> Tensor:
         """x [B,L,C] -> [B,L,C]."""
         k, v = keys_values
-        return self.o(attention(self.norm_q(self.q(x)), k, v, self.heads))
+        return self.o(attention(rms_norm(self.q(x), self.norm_q), k, v, self.heads))
 
 
 def _add_projections(module: nn.Module, dim: int, eps: float, operations: Any, device, dtype) -> None:

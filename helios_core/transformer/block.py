@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .attention import AttentionFunction, CrossAttention, SelfAttention
+from .kernels import gated_residual, layer_norm, modulated_norm
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class BlockContext:
     """What every block of one forward shares.
 
     ``history_modulation`` [1 or B,6,C] belongs to the leading ``history_length`` tokens,
-    ``noisy_modulation`` [B,6,C] to the rest (DESIGN section 6.9); ``rope`` is [L,D/2,2].
+    ``noisy_modulation`` [B,6,C] to the rest (DESIGN section 6.9); ``rope`` is :func:`kernels.rotation`'s of the
+    table [L,D/2,2].
     """
 
     history_length: int
@@ -78,51 +79,12 @@ class HeliosBlock(nn.Module):
         y = modulated_norm(x, rows[0], rows[1], history, self.eps)
         y = self.self_attn(y, context.rope, history, context.attention, queries_from=dropped)
         x, history = x[:, dropped:], history - dropped
+        # Not in place: whoever called may still hold the block's input.
         x = gated_residual(x, y, rows[2], history)
 
         first = history if self.guidance_cross_attn else 0
-        y = self.norm3(x[:, first:].to(compute_dtype(self.norm3, x.dtype))).to(x.dtype)
-        y = self.cross_attn(y, text_keys_values, context.attention)
+        y = self.cross_attn(layer_norm(x[:, first:], self.norm3), text_keys_values, context.attention)
         x[:, first:] += y
 
         y = self.ffn(modulated_norm(x, rows[3], rows[4], history, self.eps))
-        return gated_residual(x, y, rows[5], history)
-
-
-def compute_dtype(module: nn.Module, dtype: torch.dtype) -> torch.dtype:
-    """The wider of ``dtype`` and the type of the module's weights.
-
-    The reference keeps the time embedding and norm3 float32 in a bfloat16 model. Under ComfyUI weights may be
-    absent until loaded, or narrower because they are cast on use.
-    """
-    weight = getattr(module, "weight", None)
-    if weight is None or weight.dtype.itemsize < 2:
-        return dtype
-    return torch.promote_types(dtype, weight.dtype)
-
-
-def modulated_norm(
-    x: Tensor, shift: tuple[Tensor, Tensor], scale: tuple[Tensor, Tensor], history: int, eps: float
-) -> Tensor:
-    """LayerNorm(x)*(1+scale)+shift with float32 statistics; row 0 for the first ``history`` tokens, row 1 after.
-
-    x [B,L,C], rows [B,1,C] -> [B,L,C].
-    """
-    out = torch.empty_like(x)
-    for row, part in _segments(x.shape[1], history):
-        normed = F.layer_norm(x[:, part].float(), x.shape[-1:], eps=eps)
-        out[:, part] = torch.addcmul(shift[row], normed, 1 + scale[row])
-    return out
-
-
-def gated_residual(x: Tensor, y: Tensor, gate: tuple[Tensor, Tensor], history: int) -> Tensor:
-    """x + y*gate, accumulated in float32; rows as in :func:`modulated_norm`."""
-    out = torch.empty_like(x)
-    for row, part in _segments(x.shape[1], history):
-        out[:, part] = torch.addcmul(x[:, part].float(), y[:, part].float(), gate[row])
-    return out
-
-
-def _segments(length: int, history: int) -> list[tuple[int, slice]]:
-    segments = [(0, slice(0, history)), (1, slice(history, length))]
-    return [(row, part) for row, part in segments if part.stop > part.start]
+        return gated_residual(x, y, rows[5], history, overwrite=True)

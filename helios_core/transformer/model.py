@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from ..errors import HeliosError
 from .attention import AttentionFunction, sdpa_attention
-from .block import BlockContext, HeliosBlock, compute_dtype, modulated_norm
+from .block import BlockContext, HeliosBlock
+from .kernels import affine_norm, compute_dtype, rotation
 from .prepared import PreparedHistory, PreparedText
 from .rope import NOISY_START, RopeTables, pad_to_multiple
 
@@ -214,7 +215,7 @@ class HeliosTransformer(nn.Module):
             rope = torch.cat([history.rope, rope])
 
         embedding, history_modulation, noisy_modulation = self._modulation(timestep, x.dtype)
-        context = BlockContext(history_length, history_modulation, noisy_modulation, rope, attention)
+        context = BlockContext(history_length, history_modulation, noisy_modulation, rotation(rope), attention)
         last = len(self.blocks) - 1
         for index, keys_values in enumerate(text.keys_values):
             x = run_block(index, x, context, keys_values, index == last)
@@ -295,7 +296,7 @@ class OutputHead(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """x [B,L,C] and time embedding [B,C] -> [B,L,out_features]."""
         shift, scale = (self.modulation.to(x.device) + embedding.float().unsqueeze(1)).unsqueeze(2).unbind(1)
-        return self.proj(modulated_norm(x, (shift, shift), (scale, scale), 0, self.eps))
+        return self.proj(affine_norm(x, scale, shift, self.eps))
 
 
 def timestep_frequencies(timestep: Tensor, dim: int) -> Tensor:

@@ -111,10 +111,3 @@ def pad_to_multiple(x: Tensor, multiple: tuple[int, int, int]) -> Tensor:
         return x
     return F.pad(x, (0, w, 0, h, 0, t), mode="replicate")
 
-
-def apply_rope(x: Tensor, table: Tensor) -> Tensor:
-    """Rotates pairs of neighbouring channels: x [B,L,heads,D], table [L,D/2,2] -> [B,L,heads,D]."""
-    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = table[:, None].unbind(-1)
-    rotated = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1)
-    return rotated.flatten(-2).to(x.dtype)
