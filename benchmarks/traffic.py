@@ -25,8 +25,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from helios_core.checkpoint.load import keeps_float32
 from helios_core.transformer import HeliosTransformer, kernels
+
+from .pairs import in_dtype
 
 HEIGHT, WIDTH = 384 // 8, 640 // 8
 STAGES = {0: 4, 1: 2, 2: 1}  # stage: how much coarser than full resolution
@@ -115,17 +116,9 @@ def tensor_bytes(x: Any) -> int:
     return count * x.element_size()
 
 
-def in_bfloat16(model: torch.nn.Module, stays_float32: Callable[[str], bool]) -> torch.nn.Module:
-    """The model in bfloat16 but for the parts that the reference keeps in float32."""
-    for name, parameter in model.named_parameters():
-        if not stays_float32(name):
-            parameter.data = parameter.data.bfloat16()
-    return model.eval()
-
-
 def ours(device: str, counter: TrafficCounter, **config: Any) -> dict[int, Counter[str]]:
     with counter.uncounted():
-        model = in_bfloat16(HeliosTransformer(device=device, **config), keeps_float32)
+        model = in_dtype(HeliosTransformer(device=device, **config), torch.bfloat16)
         context = history_tensors(device)
         text = model.prepare_text(torch.empty(1, TEXT_TOKENS, 4096, device=device, dtype=torch.bfloat16))
         history = model.prepare_history(*context)
@@ -140,7 +133,8 @@ def theirs(device: str, counter: TrafficCounter, **config: Any) -> dict[int, Cou
 
     with counter.uncounted(), torch.device(device):
         kept = HeliosTransformer3DModel._keep_in_fp32_modules
-        model = in_bfloat16(HeliosTransformer3DModel(**config), lambda name: any(part in name for part in kept))
+        model = HeliosTransformer3DModel(**config)
+        in_dtype(model, torch.bfloat16, lambda name: any(part in name for part in kept))
         short, mid, long = history_tensors(device)
         text = torch.empty(1, TEXT_TOKENS, 4096, dtype=torch.bfloat16)
         positions = torch.arange(29)[None]

@@ -71,12 +71,12 @@ def sampler_identity(sampler: Any) -> str:
 
 
 def vae_identity(vae: Any) -> str:
-    """A VAE: the beginning of each of its tensors, and the type it computes in."""
+    """A VAE: the beginning of each of its tensors, the network and the type it computes in."""
     tensors = {
         name: (list(tensor.shape), tensor.dtype, tensor.detach().reshape(-1)[:VAE_SAMPLE])
         for name, tensor in vae.first_stage_model.state_dict().items()
     }
-    return fingerprint(tensors, vae.vae_dtype)
+    return fingerprint(tensors, type(vae.first_stage_model).__qualname__, vae.vae_dtype)
 
 
 def _patcher_only(value: Any) -> str | None:

@@ -177,12 +177,15 @@ class WanVAE(nn.Module):
         mean, std_inverse = self._statistics(latents)
         return latents / std_inverse + mean
 
-    def pass_size(self, batch: int, height: int, width: int) -> int:
-        """Latents of [batch, 16, n, height, width] whose pass fits in PASS_BYTES, at least one."""
+    def pass_size(self, batch: int, height: int, width: int, budget: int = PASS_BYTES) -> int:
+        """Latents of [batch, 16, n, height, width] whose pass fits in ``budget`` bytes, at least one."""
+        return max(1, budget // self.latent_bytes(batch, height, width, self.conv2.weight.element_size()))
+
+    def latent_bytes(self, batch: int, height: int, width: int, element_size: int) -> int:
+        """Working memory of a pass, for each of its latents."""
         config = self.config
         pixels = batch * height * width * config.spatial_factor**2 * config.temporal_factor
-        latent_bytes = pixels * config.base_dim * self.conv2.weight.element_size()
-        return max(1, PASS_BYTES // (latent_bytes * _PEAK_TENSORS))
+        return pixels * config.base_dim * element_size * _PEAK_TENSORS
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         shape = (1, self.config.z_dim, 1, 1, 1)

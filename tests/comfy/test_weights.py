@@ -12,8 +12,10 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from helios_core.checkpoint import from_diffusers
@@ -166,17 +168,19 @@ def test_text_encoder_and_vae_files_equal_the_folder(comfy, released, expected):
         prompt["decode"] = {"class_type": "VAEDecode", "inputs": {"samples": [SAMPLE, 0], "vae": ["vae", 0]}}
         prompt["images"] = {"class_type": "SaveImage", "inputs": {"images": ["decode", 0], "filename_prefix": "vae"}}
         item = comfy.run(prompt)["outputs"]["images"]["images"][0]
-        # PNG text chunks hold the graph, which differs: compare what follows them.
-        content = (base(comfy) / "output" / item["subfolder"] / item["filename"]).read_bytes()
-        return content[content.index(b"IDAT") :]
+        with Image.open(base(comfy) / "output" / item["subfolder"] / item["filename"]) as image:
+            return np.asarray(image).astype(int)
 
     from_folder = decoded({"class_type": "HeliosVAELoader", "inputs": {"vae": TINY}})
     for loader in (
         {"class_type": "HeliosVAELoader", "inputs": {"vae": "native.safetensors"}},
         {"class_type": "HeliosVAELoader", "inputs": {"vae": "diffusers.safetensors"}},
-        {"class_type": "VAELoader", "inputs": {"vae_name": "native.safetensors"}},
     ):
-        assert decoded(loader) == from_folder
+        assert (decoded(loader) == from_folder).all()
+    # Core's own network: another order of sums, so a value may round the other way.
+    by_core = decoded({"class_type": "VAELoader", "inputs": {"vae_name": "native.safetensors"}})
+    assert abs(by_core - from_folder).max() <= 1
+    assert from_folder.std() > 5
 
 
 def test_scaled_fp8_text_encoder_loads(comfy, released, expected):
