@@ -19,6 +19,7 @@ from .history import CHUNK_FRAMES
 from .pipeline import HeliosPipeline, chunk_count
 from .progress import TerminalBar
 from .store import CHUNK_SUFFIX, FOLDER_NAME, ChunkStore
+from .streaming import OFFLOADS
 from .take import Take
 from .take_video import PARTIAL_SUFFIX, TakeVideo, VideoSettings
 from .tiny import VARIANTS, write_tiny
@@ -101,7 +102,8 @@ def _decoded(pipeline: HeliosPipeline, latents: torch.Tensor) -> torch.Tensor:
 
 def _pipeline(options: argparse.Namespace, model: Path) -> HeliosPipeline:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return HeliosPipeline.from_pretrained(model, DTYPES[options.dtype or _default_dtype(device)], device)
+    dtype = DTYPES[options.dtype or _default_dtype(device)]
+    return HeliosPipeline.from_pretrained(model, dtype, device, offload=options.offload)
 
 
 def _request(options: argparse.Namespace, frames: int) -> dict[str, Any]:
@@ -172,6 +174,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--guidance", type=float, help="guidance scale (default: the variant's)")
     command.add_argument("--device", help="cuda, cpu, mps (default: cuda where there is one)")
     command.add_argument("--dtype", choices=DTYPES, help="default: bfloat16, float32 on cpu")
+    command.add_argument(
+        "--offload", choices=OFFLOADS, help="small device memory: blocks come from the file, or from host memory"
+    )
     command.add_argument("--take", help="keep finished chunks under this name; run again to go on where it stopped")
     command.add_argument("--store", type=Path, help=f"folder of chunks (default: {FOLDER_NAME} beside --output)")
     command.add_argument("--no-resume", action="store_true", help="with --take: make every chunk anew")

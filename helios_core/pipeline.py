@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from .media import NoiseRange, image_history, media_frames, video_history
 from .prompts import DEFAULT_BLEND, PromptSchedule, mix_embeddings
 from .samplers import BaseSampler, DMDSampler, OnStep, PyramidSampler, SchedulerConfig, Velocity
 from .store import start_key
+from .streaming import StreamedTransformer, check_offload, stream_transformer, streamed_text_encoder
 from .take import KeyedChunks, Take
 from .text import TextEncoder
 from .transformer import HeliosTransformer, PreparedText
@@ -111,6 +113,7 @@ class HeliosPipeline:
         variant: str | None = None,
         vae: str | Path | None = None,
         text_encoder: str | Path | None = None,
+        offload: str | None = None,
     ) -> HeliosPipeline:
         """Loads a released folder, or a single transformer file in any known layout.
 
@@ -118,9 +121,15 @@ class HeliosPipeline:
         it is. A single file also needs ``vae`` (a VAE file, or a released folder), and ``text_encoder`` (a released
         folder) unless only embeddings are passed; with a folder they replace its own.
 
+        ``offload`` trades speed for device memory: of the blocks of transformer and text encoder two are on the
+        device at a time, and the VAE is there only while it works, decoding one latent at a time. ``"disk"`` reads
+        the transformer's blocks from the file in every step, so that host memory does not grow with the model;
+        ``"cpu"`` holds them in page-locked host memory. Latents are the same, bit for bit; frames are to rounding.
+
         Raises:
             HeliosError: something is absent, foreign, incomplete or damaged.
         """
+        check_offload(offload)
         source = open_transformer(folder_or_repo_id, variant)
         folder = source.path if source.path.is_dir() else None
         vae, text_encoder = vae or folder, text_encoder or folder
@@ -132,11 +141,17 @@ class HeliosPipeline:
                 raise HeliosError(
                     f"{source.path} is a transformer alone; give text_encoder= a released folder, or prompt_embeds."
                 )
-            return TextEncoder.from_folder(text_encoder, dtype, device)
+            load = TextEncoder.from_folder if offload is None else streamed_text_encoder
+            return load(text_encoder, dtype, device)
 
+        transformer = (
+            load_transformer(source, dtype, device)
+            if offload is None
+            else stream_transformer(source, dtype, device, offload)
+        )
         return cls(
-            transformer=load_transformer(source, dtype, device),
-            vae=load_vae(vae, torch.float32, device),
+            transformer=transformer,
+            vae=load_vae(vae, torch.float32, "cpu" if offload else device),
             text_encoder=functools.cache(load_text_encoder),
             variant=source.variant,
             scheduler=SchedulerConfig.from_dict(source.scheduler),
@@ -145,6 +160,14 @@ class HeliosPipeline:
             dtype=dtype,
             folder=folder,
         )
+
+    def close(self) -> None:
+        """Ends the reader thread of an offloaded pipeline and frees its buffers; dropping the pipeline does the same.
+
+        The next block starts them again.
+        """
+        if isinstance(self.transformer, StreamedTransformer):
+            self.transformer.stream.close()
 
     def velocity(self, *args: Any, **kwargs: Any) -> Tensor:
         """The transformer's prediction; arguments as in :meth:`HeliosTransformer.forward`."""
@@ -221,7 +244,12 @@ class HeliosPipeline:
 
     def decode(self, latents: Tensor) -> Tensor:
         """One chunk's latents [B,16,9,h,w] (normalised) -> frames [B,3,33,H,W] in -1..1."""
-        return self.vae.decode(self.vae.denormalise(latents.to(self.vae.dtype)))
+        is_offloaded = isinstance(self.transformer, StreamedTransformer)
+        if is_offloaded:
+            self.close()  # its buffers are the room that the VAE needs
+        with self._vae_on_device() as vae:
+            # Encoding keeps its larger passes: it decides latents, whose bits must not depend on memory.
+            return vae.decode(vae.denormalise(latents.to(vae.dtype)), 1 if is_offloaded else None)
 
     def encode_prompt(self, prompt: str | Sequence[str]) -> Tensor:
         """Prompts -> text embeddings [B,512,D] in the pipeline's type."""
@@ -303,6 +331,16 @@ class HeliosPipeline:
             kept=keyed,
         )
 
+    @contextmanager
+    def _vae_on_device(self) -> Iterator[WanVAE]:
+        """The VAE, moved to the device for as long as it works; at rest it may be a view of its file."""
+        resting = [parameter.data for parameter in self.vae.parameters()]
+        try:
+            yield self.vae.to(self.device)
+        finally:
+            for parameter, data in zip(self.vae.parameters(), resting, strict=True):
+                parameter.data = data
+
     def _history(
         self,
         media: Tensor | None,
@@ -317,10 +355,11 @@ class HeliosPipeline:
         if media is None:
             return History.empty(width, height, batch)
         media = media.to(self.device, self.vae.dtype)
-        if still:
-            begun = image_history(media[:, :, 0], self.vae.encode, self.vae.normalise, generator, noise=noise)
-        else:
-            begun = video_history(media, self.vae.encode, self.vae.normalise, generator, noise=noise)
+        with self._vae_on_device() as vae:
+            if still:
+                begun = image_history(media[:, :, 0], vae.encode, vae.normalise, generator, noise=noise)
+            else:
+                begun = video_history(media, vae.encode, vae.normalise, generator, noise=noise)
         repeat = batch // begun.latents.shape[0]
         if repeat == 1:
             return begun

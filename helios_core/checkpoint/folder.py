@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import HeliosError
+from .header import TensorEntry, read_header
 from .mapped import map_file
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
@@ -104,3 +106,12 @@ def read_tensors(files: list[Path]) -> dict[str, Tensor]:
     for file in files:
         tensors.update(map_file(file)[0])
     return tensors
+
+
+def read_entries(files: Iterable[Path]) -> dict[str, tuple[Path, TensorEntry]]:
+    """Which file holds each tensor, and where; reads headers alone.
+
+    Raises:
+        HeliosError: a file is truncated, or is no safetensors file.
+    """
+    return {key: (file, entry) for file in files for key, entry in read_header(file).tensors.items()}

@@ -14,9 +14,9 @@ from torch import Tensor
 from ..errors import HeliosError
 from ..tiny import SCHEDULER_CONFIGS
 from ..transformer import TransformerConfig
-from .folder import open_folder, read_tensors, weight_files
+from .folder import open_folder, read_entries, read_tensors, weight_files
 from .foreign import refuse_foreign
-from .header import Header, read_header
+from .header import Header, TensorEntry, read_header
 from .names import from_any_layout
 from .quantised import without_companions
 
@@ -47,6 +47,11 @@ class TransformerSource:
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors under our names, memory-mapped; quantised layers with their scales."""
         return transformer_tensors(read_tensors(list(self.files)))
+
+    def entries(self) -> dict[str, tuple[Path, TensorEntry]]:
+        """Which file holds each tensor, and where, under our names; reads headers alone."""
+        found = read_entries(self.files)
+        return from_any_layout({key: value for key, value in found.items() if not _is_info(key)})
 
 
 def open_transformer(path: str | Path, variant: str | None = None) -> TransformerSource:

@@ -1,0 +1,21 @@
+"""Small memory: a transformer and a text encoder whose blocks pass through the device one after another."""
+
+from .load import OFFLOADS, check_offload, stream_transformer
+from .sources import BlockSource, DiskBlocks, Piece, PinnedBlocks, Stored
+from .stream import BlockStream
+from .text import streamed_text_encoder
+from .transformer import StreamedTransformer
+
+__all__ = [
+    "OFFLOADS",
+    "BlockSource",
+    "BlockStream",
+    "DiskBlocks",
+    "Piece",
+    "PinnedBlocks",
+    "Stored",
+    "StreamedTransformer",
+    "check_offload",
+    "stream_transformer",
+    "streamed_text_encoder",
+]
