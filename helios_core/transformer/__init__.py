@@ -1,6 +1,14 @@
 """The Helios transformer: history context in, velocity of one chunk out."""
 
+from .attention_backends import ATTENTION_NAMES, choose_attention
 from .model import HeliosTransformer, TransformerConfig
 from .prepared import PreparedHistory, PreparedText
 
-__all__ = ["HeliosTransformer", "PreparedHistory", "PreparedText", "TransformerConfig"]
+__all__ = [
+    "ATTENTION_NAMES",
+    "HeliosTransformer",
+    "PreparedHistory",
+    "PreparedText",
+    "TransformerConfig",
+    "choose_attention",
+]

@@ -1,28 +1,16 @@
-"""Attention: one callable interface, and the two attention layers of a block."""
+"""The two attention layers of a block."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from .attention_backends import AttentionFunction
 from .kernels import may_overwrite, rms_norm, rotate
 
 HISTORY_KEY_MAX_SCALE = 10.0
-
-
-class AttentionFunction(Protocol):
-    """q [B,Lq,heads*D], k and v [B,Lk,heads*D] -> [B,Lq,heads*D]: the signature of ComfyUI's attention."""
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor: ...
-
-
-def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """PyTorch's scaled dot product attention, unmasked."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class SelfAttention(nn.Module):

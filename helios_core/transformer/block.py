@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attention import AttentionFunction, CrossAttention, SelfAttention
-from .kernels import gated_residual, layer_norm, modulated_norm
+from .attention import CrossAttention, SelfAttention
+from .attention_backends import AttentionFunction
+from .kernels import TanhGELU, gated_residual, layer_norm, modulated_norm
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class HeliosBlock(nn.Module):
         )
         self.ffn = nn.Sequential(
             operations.Linear(dim, ffn_dim, device=device, dtype=dtype),
-            nn.GELU(approximate="tanh"),
+            TanhGELU(),
             operations.Linear(ffn_dim, dim, device=device, dtype=dtype),
         )
         self.modulation = nn.Parameter(torch.zeros(1, 6, dim, device=device, dtype=torch.float32))

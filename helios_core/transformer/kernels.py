@@ -28,7 +28,9 @@ def kitchen() -> Any:
 
 
 def _kitchen_for(x: Tensor) -> Any:
-    return kitchen() if x.is_cuda and not torch.compiler.is_compiling() and not _differentiated(x) else None
+    if not x.is_cuda or torch.compiler.is_compiling() or _differentiated(x):
+        return None
+    return kitchen()
 
 
 def _differentiated(x: Tensor) -> bool:
@@ -101,6 +103,18 @@ def segments(length: int, history: int) -> list[tuple[int, slice]]:
     """The rows of modulation, 0 for history and 1 for noisy tokens, with the tokens each belongs to."""
     parts = [(0, slice(0, history)), (1, slice(history, length))]
     return [(row, part) for row, part in parts if part.stop > part.start]
+
+
+class TanhGELU(nn.GELU):
+    """GELU, tanh form, into its input's memory: the feed-forward's hidden layer is the largest tensor of a forward."""
+
+    def __init__(self) -> None:
+        super().__init__(approximate="tanh")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if may_overwrite(x):
+            return torch.ops.aten.gelu_(x, approximate=self.approximate)
+        return super().forward(x)
 
 
 def rotation(table: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import HeliosError
-from .attention import AttentionFunction, sdpa_attention
+from .attention_backends import AttentionFunction, sdpa_attention
 from .block import BlockContext, HeliosBlock
 from .kernels import affine_norm, compute_dtype, rotation
 from .prepared import PreparedHistory, PreparedText
