@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .errors import HeliosError
 from .history import History, check_size
-from .samplers import OnStep, Velocity, draw_noise
+from .samplers import OnStep, Velocity, draw_noise, moved
 
 VelocityFactory = Callable[[History], Velocity]
 """Prepares the network for one chunk: text in force and history context are fixed for all of its steps."""
@@ -89,7 +89,7 @@ def sample_chunks(
     check_chain(sampler, history, num_chunks)
 
     def sample(history: History) -> tuple[Tensor, History]:
-        noise = draw_noise(history.chunk_shape, generator).to(device)
+        noise = moved(draw_noise(history.chunk_shape, generator), device)
         callback = on_step(history.chunk) if on_step else None
         latents = sampler.sample(velocity_for(history), noise, generator, history.chunk, guided, callback, dtype)
         return latents, history.after(latents, generator, seed)

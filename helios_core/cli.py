@@ -23,6 +23,7 @@ from .streaming import OFFLOADS
 from .take import Take
 from .take_video import PARTIAL_SUFFIX, TakeVideo, VideoSettings
 from .tiny import VARIANTS, write_tiny
+from .transformer import ATTENTION_NAMES
 from .video import VideoWriter, frames_to_uint8
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -103,7 +104,15 @@ def _decoded(pipeline: HeliosPipeline, latents: torch.Tensor) -> torch.Tensor:
 def _pipeline(options: argparse.Namespace, model: Path) -> HeliosPipeline:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = DTYPES[options.dtype or _default_dtype(device)]
-    return HeliosPipeline.from_pretrained(model, dtype, device, offload=options.offload)
+    return HeliosPipeline.from_pretrained(
+        model,
+        dtype,
+        device,
+        offload=options.offload,
+        attention=options.attention,
+        fp8_matmul=options.fp8_matmul,
+        compile=options.compile,
+    )
 
 
 def _request(options: argparse.Namespace, frames: int) -> dict[str, Any]:
@@ -177,6 +186,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--offload", choices=OFFLOADS, help="small device memory: blocks come from the file, or from host memory"
     )
+    command.add_argument("--attention", choices=ATTENTION_NAMES, default="auto", help="attention kernels")
+    command.add_argument("--fp8-matmul", action="store_true", help="8-bit matrix products: faster, not the same video")
+    command.add_argument("--compile", action="store_true", help="torch.compile; the first chunk takes longer")
     command.add_argument("--take", help="keep finished chunks under this name; run again to go on where it stopped")
     command.add_argument("--store", type=Path, help=f"folder of chunks (default: {FOLDER_NAME} beside --output)")
     command.add_argument("--no-resume", action="store_true", help="with --take: make every chunk anew")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import HeliosError
 from ..transformer import HeliosTransformer
+from ..transformer.fp8 import narrowed, use_fp8
 from .foreign import recognise, refuse_foreign
 from .quantised import scales, without_companions
 from .source import TransformerSource
@@ -21,11 +22,15 @@ _WHOLE_BYTES = (torch.uint8,)  # how two 4-bit numbers are stored: their tensor 
 
 
 def load_transformer(
-    source: TransformerSource, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    source: TransformerSource,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    fp8_matmul: bool = False,
 ) -> HeliosTransformer:
     """The transformer of a released folder or single file, ready to run.
 
-    Tensors that are already of ``dtype`` stay memory-mapped on the CPU; scaled fp8 is multiplied out.
+    Tensors that are already of ``dtype`` stay memory-mapped on the CPU. Scaled fp8 is multiplied out; with
+    ``fp8_matmul`` the matrices of all but the first and last blocks stay, or become, fp8.
 
     Raises:
         HeliosError: missing, extra or misshaped tensors; a damaged file; a foreign model.
@@ -35,11 +40,23 @@ def load_transformer(
     state = source.state_dict()
     check_state_dict(model, state, source.path)
     factors = scales(state, source.metadata, source.path)
-    placed = {
-        key: place(key, tensor, dtype, device, factors.get(key)) for key, tensor in without_companions(state).items()
-    }
+    narrow = {f"{layer}.weight" for layer in use_fp8(model)} if fp8_matmul else set()
+    placed: dict[str, Tensor] = {}
+    for key, tensor in without_companions(state).items():
+        if key in narrow:
+            placed |= _placed_fp8(key, tensor, device, factors.get(key))
+        else:
+            placed[key] = place(key, tensor, dtype, device, factors.get(key))
     model.load_state_dict(placed, assign=True)
     return model.requires_grad_(False).eval()
+
+
+def _placed_fp8(key: str, tensor: Tensor, device: torch.device | str, scale: Tensor | None) -> dict[str, Tensor]:
+    """A matrix and its scale; one that is e4m3 in the file stays as it is."""
+    if scale is not None and tensor.dtype == torch.float8_e4m3fn:
+        return {key: tensor.to(device), f"{key}_scale": scale.to(device, torch.float32).reshape(())}
+    content = narrowed(place(key, tensor, torch.float32, device, scale))
+    return {key: content["weight"], f"{key}_scale": content["weight_scale"]}
 
 
 def place(

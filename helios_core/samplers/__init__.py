@@ -2,7 +2,7 @@
 
 from .base import BaseSampler
 from .dmd import DMDSampler
-from .noise import draw_noise
+from .noise import draw_noise, moved
 from .pyramid import PyramidSampler
 from .schedule import SchedulerConfig
 from .solvers import SOLVERS
@@ -18,4 +18,5 @@ __all__ = [
     "SchedulerConfig",
     "Velocity",
     "draw_noise",
+    "moved",
 ]

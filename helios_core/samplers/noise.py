@@ -20,6 +20,13 @@ def draw_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32)
 
 
+def moved(noise: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
+    """``noise`` on another device; on its way to CUDA the host does not wait, so the next steps are queued early."""
+    if torch.device(device).type != "cuda" or noise.device.type != "cpu":
+        return noise.to(device, dtype)
+    return noise.pin_memory().to(device, non_blocking=True).to(dtype)
+
+
 def coarsest(noise: Tensor, stages: int) -> Tensor:
     """[B,C,T,h,w] -> [B,C,T,h/2^(stages-1),w/2^(stages-1)]: bilinear halvings, each times 2 to keep unit variance."""
     batch = noise.shape[0]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import HeliosError
 from ..history import PIXELS_PER_TOKEN
-from .noise import coarsest, draw_block_noise, upsampled
+from .noise import coarsest, draw_block_noise, moved, upsampled
 from .schedule import SchedulerConfig, Stage, dynamic_shift, stage_tables
 
 PATCH_AREA = 4  # latent pixels per token
@@ -38,7 +38,7 @@ def denoise_stages(
 def start_point(latents: Tensor, stage: Stage, gamma: float, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
     """A stage's initial noisy latent: the previous stage's result upsampled, plus block noise."""
     latents = upsampled(latents)
-    noise = draw_block_noise(tuple(latents.shape), gamma, generator).to(latents.device, dtype)
+    noise = moved(draw_block_noise(tuple(latents.shape), gamma, generator), latents.device, dtype)
     return stage.renoise_signal * latents + stage.renoise_noise * noise
 
 

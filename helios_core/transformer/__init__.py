@@ -1,6 +1,6 @@
 """The Helios transformer: history context in, velocity of one chunk out."""
 
-from .attention_backends import ATTENTION_NAMES, choose_attention
+from .attention_backends import ATTENTION_NAMES, choose_attention, is_exact_attention
 from .model import HeliosTransformer, TransformerConfig
 from .prepared import PreparedHistory, PreparedText
 
@@ -11,4 +11,5 @@ __all__ = [
     "PreparedText",
     "TransformerConfig",
     "choose_attention",
+    "is_exact_attention",
 ]

@@ -29,9 +29,9 @@ class AttentionFunction(Protocol):
 class Backend:
     """An attention package that may be installed.
 
-    ``function`` of ``module`` takes q, k and v as [B,L,heads,D] half-precision CUDA tensors, and ``options``. ``generations`` are the
-    major compute capabilities its kernels are built for. ``exact`` ones differ from PyTorch's by rounding alone and
-    may be chosen without being asked for.
+    ``function`` of ``module`` takes q, k and v as [B,L,heads,D] half-precision CUDA tensors, and ``options``.
+    ``generations`` are the major compute capabilities its kernels are built for. ``exact`` ones differ from PyTorch's
+    by rounding alone and may be chosen without being asked for.
     """
 
     module: str
@@ -94,6 +94,11 @@ def choose_attention(name: str = "auto", device: torch.device | str = "cpu") -> 
     if not backend.installed():
         raise HeliosError(f"attention={name!r} needs the Python module {backend.module}; install it, or use sdpa.")
     return backend.load()
+
+
+def is_exact_attention(name: str) -> bool:
+    """Whether the choice of ``name`` changes results by rounding alone."""
+    return name not in BACKENDS or BACKENDS[name].exact
 
 
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

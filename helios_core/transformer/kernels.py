@@ -2,7 +2,7 @@
 
 On CUDA the kernels of comfy-kitchen, which every ComfyUI has, do a step in one pass; without them, and on other
 devices, PyTorch's operators do. All paths keep float32 statistics and round to the model's type once per step.
-Under torch.compile, and where gradients are wanted, plain out-of-place operators leave the fusing to the compiler.
+Under torch.compile, and where autograd records, plain out-of-place operators leave the fusing to the compiler.
 """
 
 from __future__ import annotations

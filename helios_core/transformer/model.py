@@ -145,6 +145,14 @@ class HeliosTransformer(nn.Module):
         )
         self.output = OutputHead(dim, c.out_channels * math.prod(c.patch_size), c.eps, operations, **at)
 
+    def compile_blocks(self, **options: Any) -> None:
+        """Compiles the blocks (torch.compile's ``options``), with one graph for each of a chain's sizes.
+
+        The blocks share their graphs, and every chunk after the first uses those of the first.
+        """
+        for block in self.blocks:
+            block.compile(dynamic=False, **options)
+
     # --- once per prompt, once per chunk -------------------------------------------------------------------
 
     def prepare_text(self, text: Tensor) -> PreparedText:

@@ -110,4 +110,3 @@ def pad_to_multiple(x: Tensor, multiple: tuple[int, int, int]) -> Tensor:
     if not (t or h or w):
         return x
     return F.pad(x, (0, w, 0, h, 0, t), mode="replicate")
-

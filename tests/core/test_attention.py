@@ -16,7 +16,7 @@ ADA, HOPPER, BLACKWELL, CONSUMER_BLACKWELL = (8, 9), (9, 0), (10, 0), (12, 0)
 
 @pytest.fixture
 def machine(monkeypatch):
-    """``machine(capability, *backends)``: a GPU of that generation with these packages installed, which record calls."""
+    """``machine(capability, *backends)``: a GPU of that generation, with these packages installed to record calls."""
     calls = []
 
     def kernel(q, k, v, **options):
