@@ -100,8 +100,10 @@ class HeliosApplyHistory(io.ComfyNode):
                 HistoryType.Input("history", tooltip="What came before the chunk."),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="positive"),
-                io.Conditioning.Output(display_name="negative"),
+                io.Conditioning.Output(
+                    display_name="positive", tooltip="Connect it to positive of a guider, such as core's CFGGuider."
+                ),
+                io.Conditioning.Output(display_name="negative", tooltip="Connect it to negative of the same guider."),
             ],
         )
 

@@ -66,7 +66,7 @@ def fitted(images: Tensor, width: int, height: int) -> Tensor:
 
 
 def noise_inputs() -> list[io.Input]:
-    common = "The history is mixed with noise of a strength drawn between the two; released .111 to .135."
+    common = "The history is mixed with noise of a strength drawn between the two; released 0.111 to 0.135."
     return [
         io.Float.Input(
             "noise_sigma_min",

@@ -113,8 +113,9 @@ class HeliosPromptScheduleText(io.ComfyNode):
             node_id="HeliosPromptScheduleText",
             display_name="Helios Prompt Schedule (Text)",
             category="Helios/conditioning",
-            description="A prompt schedule as text: a row is its first chunk, a colon and the prompt.",
-            search_aliases=["helios interactive text", "helios prompt travel text"],
+            description="A prompt schedule as text: a row is its first chunk, a colon and the prompt. The editor in "
+            "the node shows the same text row by row.",
+            search_aliases=["helios interactive text", "helios prompt travel text", "helios prompt editor"],
             inputs=[
                 io.Clip.Input("clip", tooltip="Helios Text Encoder Loader, or core's Load CLIP with type wan."),
                 io.String.Input(

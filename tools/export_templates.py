@@ -11,25 +11,20 @@ import argparse
 import io
 import json
 import sys
-import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
 
-from helios_setup.comfyui import existing_tree, link_folder
-from helios_setup.examples import write_examples
-from helios_setup.paths import API_WORKFLOWS, PACK_NAME, ROOT
-from helios_setup.server import ComfyServer
+from helios_setup.paths import API_WORKFLOWS, ROOT
 
 from .frontend import Frontend, chromium_path, open_frontend
+from .serving import PLAIN, template_server
 from .template_layout import Layout, arrange
 from .templates import COLUMNS, HEIGHTS, TEMPLATES, Template
 
 WORKFLOWS = ROOT / "workflows"
 THUMBNAIL_SIDE = 640
 JPEG_QUALITY = 85
-# The folder's name, which differs from one installation to another.
-PLAIN: dict[str, Any] = {"Comfy.NodeBadge.NodeSourceBadgeMode": "None"}
 # Any fixed number space does: a template keeps its id however often it is written.
 ID_SPACE = uuid.UUID("6f4b2f7e-7c0c-4c3e-9a0e-48656c696f73")
 
@@ -56,20 +51,25 @@ APPLY = """([nodes, groups, notes]) => {
     node.bgcolor = '#000'
   }
 }"""
-# Hides everything around the graph and returns where it is in the window: left, top, width, height.
-FIT = """async () => {
+# Hides everything around the graph, fits its first two columns of groups into the window, and returns where they are
+# there: left, top, side.
+FIT = """async least => {
   app.extensionManager.focusMode = true
   const boxes = app.graph.groups.map(({ pos, size }) => [...pos, pos[0] + size[0], pos[1] + size[1]])
   const [left, top] = [0, 1].map(side => Math.min(...boxes.map(box => box[side])) - 20)
-  const [right, bottom] = [2, 3].map(side => Math.max(...boxes.map(box => box[side])) + 20)
+  const bottom = Math.max(...boxes.map(box => box[3])) + 20
+  const side = Math.max(least, bottom - top)
+  const above = top - (side - (bottom - top)) / 2
   const ds = app.canvas.ds
   await new Promise(done => setTimeout(done, 500))
-  ds.fitToBounds([left, top, right - left, bottom - top], { zoom: 1 })
+  ds.fitToBounds([left, above, side, side], { zoom: 1 })
   app.canvas.setDirty(true, true)
   await new Promise(done => setTimeout(done, 500))
-  const place = [(left + ds.offset[0]) * ds.scale, (top + ds.offset[1]) * ds.scale]
-  return [...place, (right - left) * ds.scale, (bottom - top) * ds.scale]
+  return [(left + ds.offset[0]) * ds.scale, (above + ds.offset[1]) * ds.scale, side * ds.scale]
 }"""
+THUMBNAIL_WIDTH = 1010
+# The zoom buttons, which float over the graph.
+HIDE = "div:has(> [data-testid='zoom-controls-button']) { visibility: hidden }"
 
 
 def main() -> int:
@@ -78,25 +78,19 @@ def main() -> int:
     parser.add_argument("--screens", metavar="FOLDER", type=Path, help="also save full screenshots here, to look at")
     parser.add_argument("--only", metavar="API", help="export this one of workflows/api instead of all")
     options = parser.parse_args()
-    tree, program = existing_tree(options.comfyui), chromium_path()
-    if tree is None or program is None:
-        parser.error("run `python run.py setup` first" if tree is None else "no Chromium: set HELIOS_CHROMIUM to one")
+    program = chromium_path()
+    if program is None:
+        parser.error("no Chromium: set HELIOS_CHROMIUM to one")
     missing = {file.stem for file in API_WORKFLOWS.glob("*.json")} ^ {template.api for template in TEMPLATES}
     if missing:
         parser.error(f"templates.py and workflows/api differ in {', '.join(sorted(missing))}")
-    with tempfile.TemporaryDirectory() as scratch:
-        base = Path(scratch)
-        link_folder(ROOT, base / "custom_nodes" / PACK_NAME)
-        write_examples(base / "input")
-        directories = ("--base-directory", scratch, "--temp-directory", scratch)
-        arguments = ("--cpu", *directories, "--database-url", "sqlite:///:memory:")
-        with ComfyServer(tree, Path(sys.executable), base / "comfyui.log", arguments) as server:
-            for template in TEMPLATES:
-                if options.only not in (None, template.api):
-                    continue
-                export(template, server.url, program)
-                for vue_nodes in (False, True) if options.screens else ():
-                    look(template, server.url, program, vue_nodes, options.screens)
+    with template_server(options.comfyui) as server:
+        for template in TEMPLATES:
+            if options.only not in (None, template.api):
+                continue
+            export(template, server.url, program)
+            for vue_nodes in (False, True) if options.screens else ():
+                look(template, server.url, program, vue_nodes, options.screens)
     return 0
 
 
@@ -172,13 +166,12 @@ def without_previews(prompt: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_thumbnail(frontend: Frontend, file: Path) -> None:
-    """The square at the right end of the graph, prompt to video: the template browser's cards are square."""
+    """The square at the graph's left end, model to prompt: the template browser's cards are square."""
     from PIL import Image
 
-    left, top, width, height = frontend.page.evaluate(FIT)
-    side = min(width, height)
-    clip = {"x": left + width - side, "y": top, "width": side, "height": side}
-    image = Image.open(io.BytesIO(frontend.page.screenshot(clip=clip)))
+    left, top, side = frontend.page.evaluate(FIT, THUMBNAIL_WIDTH)
+    clip = {"x": left, "y": top, "width": side, "height": side}
+    image = Image.open(io.BytesIO(frontend.page.screenshot(clip=clip, style=HIDE)))
     size = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
     image.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(file, quality=JPEG_QUALITY, optimize=True)
 

@@ -34,14 +34,10 @@ class Note:
 
 @dataclass(frozen=True)
 class Column:
-    """Groups from top to bottom, all nodes `width` wide; notes follow.
-
-    `fill` names the class type whose first node takes the height that other columns have more.
-    """
+    """Groups from top to bottom, all nodes `width` wide; notes follow."""
 
     width: float
     groups: tuple[Group, ...] = ()
-    fill: str = ""
 
 
 @dataclass
@@ -87,21 +83,15 @@ def arrange(
     wanted = {node: max(least[node][1], heights.get(graph[node]["class_type"], 0.0)) for node in graph}
     column_notes = [[note for note in notes if note.column == index] for index in range(len(columns))]
 
-    def stack(layout: Layout, index: int, left: float) -> float:
-        return _stack(layout, contents[index], column_notes[index], wanted, left, columns[index].width)
-
-    bottoms = [stack(Layout(), index, 0.0) for index in range(len(columns))]
     layout = Layout()
     left = 0.0
-    for index, column in enumerate(columns):
-        nodes = [node for _, members in contents[index] for node in members]
-        wide = [node for node in nodes if least[node][0] > column.width]
+    for column, groups, below in zip(columns, contents, column_notes, strict=True):
+        if not groups and not below:
+            continue
+        wide = [node for _, nodes in groups for node in nodes if least[node][0] > column.width]
         if wide:
             raise ValueError(f"node {wide[0]} needs {least[wide[0]][0]:g} and its column has {column.width:g}")
-        filler = next((node for node in nodes if graph[node]["class_type"] == column.fill), None)
-        if filler is not None:
-            wanted[filler] += max(bottoms) - bottoms[index]
-        stack(layout, index, left)
+        _stack(layout, groups, below, wanted, left, column.width)
         left += column.width + 2 * MARGIN + COLUMN_GAP
     return layout
 
@@ -111,10 +101,15 @@ def _contents(graph: Mapping[str, dict], column: Column) -> list[tuple[Group, li
     found = []
     for group in column.groups:
         nodes = [node for node in graph if graph[node]["class_type"] in group.classes]
-        nodes.sort(key=lambda node: (group.classes.index(graph[node]["class_type"]), int(node)))
+        nodes.sort(key=lambda node: (group.classes.index(graph[node]["class_type"]), _is_last(graph[node]), int(node)))
         if nodes:
             found.append((group, nodes))
     return found
+
+
+def _is_last(node: Mapping) -> bool:
+    """What is seldom changed stands below its like."""
+    return node.get("_meta", {}).get("title", "").startswith("Negative")
 
 
 def _stack(
@@ -124,8 +119,8 @@ def _stack(
     heights: Mapping[str, float],
     left: float,
     width: float,
-) -> float:
-    """Add one column to `layout`, from top to bottom, and return where it ends."""
+) -> None:
+    """Add one column to `layout`, from top to bottom."""
     y = 0.0
     for group, nodes in groups:
         top = y
@@ -140,4 +135,3 @@ def _stack(
         y += NODE_TITLE
         layout.notes.append((note, Box(left, y, width + 2 * MARGIN, note.height)))
         y += note.height + GROUP_GAP
-    return y - GROUP_GAP

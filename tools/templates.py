@@ -28,22 +28,28 @@ COLUMNS = (
             Group("3 · Prompt", YELLOW, ("CLIPTextEncode", "HeliosPromptSchedule")),
             Group("4 · Steps", TEAL, ("HeliosBaseSampler", "HeliosPyramidSampler", "HeliosDMDSampler")),
         ),
-        fill="CLIPTextEncode",
     ),
     Column(
-        width=370,
+        width=400,
         groups=(
             Group(
                 "5 · Chunks",
                 BLUE,
                 ("HeliosSampleChunk", "HeliosChunkChain", "LatentConcat", "HeliosDecode", "BatchImagesNode"),
             ),
-            Group("6 · Video", RED, ("HeliosRenderVideo", "CreateVideo", "SaveVideo")),
         ),
     ),
+    Column(width=440, groups=(Group("6 · Video", RED, ("HeliosRenderVideo", "CreateVideo", "SaveVideo")),)),
 )
-# Room for a paragraph, and for the finished video.
-HEIGHTS = {"CLIPTextEncode": 130.0, "LoadImage": 320.0, "LoadVideo": 320.0, "SaveVideo": 350.0}
+# Room for a paragraph, the film strip of a running take, and the finished video.
+HEIGHTS = {
+    "CLIPTextEncode": 160.0,
+    "LoadImage": 360.0,
+    "LoadVideo": 360.0,
+    "HeliosChunkChain": 560.0,
+    "HeliosRenderVideo": 760.0,
+    "SaveVideo": 440.0,
+}
 
 
 @dataclass(frozen=True)
@@ -66,11 +72,12 @@ def weights(variant: str) -> Note:
         f"""
         ## 1. Get the model
 
-        Download the whole folder [BestWishYsh/Helios-{variant}](https://huggingface.co/BestWishYsh/Helios-{variant}):
+        Run the node **Helios Download Model** once, or download the whole folder \
+        [BestWishYsh/Helios-{variant}](https://huggingface.co/BestWishYsh/Helios-{variant}):
 
         > hf download BestWishYsh/Helios-{variant} --local-dir models/diffusers/Helios-{variant}
 
-        It must look like this in ComfyUI's folder:
+        It is 80 GB and must look like this in ComfyUI's folder:
 
         ```
         models/diffusers/Helios-{variant}/
@@ -99,7 +106,6 @@ def trial(variant: str) -> Note:
         Choose **helios-tiny-{variant}** in the three loaders. It needs no download and runs on any machine. \
         Its weights are random, so it shows that everything works, in moving patterns.
         """,
-        column=1,
         height=130,
     )
 
@@ -154,7 +160,7 @@ def released(variant: str, task: str) -> Template:
     return Template(
         f"helios_{variant.lower()}_{task}",
         f"Helios {variant} - {TASKS[task][0]}",
-        (weights(variant), changes(variant, task), trial(variant.lower())),
+        (weights(variant), trial(variant.lower()), changes(variant, task)),
     )
 
 
@@ -165,6 +171,7 @@ TEMPLATES = (
         "Helios Distilled - Interactive Prompts",
         (
             weights("Distilled"),
+            trial("distilled"),
             note(
                 "What to change",
                 """
@@ -179,7 +186,6 @@ TEMPLATES = (
                 """,
                 height=290,
             ),
-            trial("distilled"),
         ),
     ),
     Template(
@@ -187,6 +193,7 @@ TEMPLATES = (
         "Helios Distilled - Long Video",
         (
             weights("Distilled"),
+            trial("distilled"),
             note(
                 "What to change",
                 """
@@ -196,12 +203,12 @@ TEMPLATES = (
                 - **Stopped?** Queue it again: it goes on at the first missing chunk. More chunks extend the film.
                 - **filename_prefix**: the film. A playable file of what is finished lies beside it meanwhile.
                 - **quality**: lower is better and larger; changing it encodes again and samples nothing.
-                - **Several prompts**: put a Helios Prompt Schedule in between. A changed row makes only what follows
-                  again.
+                - **The film strip** shows every chunk as it is made; click one to play it, or to render again from it.
+                - **Several prompts**: put a Helios Prompt Schedule (Text) in between. A changed row makes only what \
+                follows again.
                 """,
-                height=330,
+                height=360,
             ),
-            trial("distilled"),
         ),
     ),
     Template(
@@ -209,6 +216,7 @@ TEMPLATES = (
         "Helios Distilled - Chunks by Hand",
         (
             weights("Distilled"),
+            trial("distilled"),
             note(
                 "What to change",
                 """
@@ -222,7 +230,6 @@ TEMPLATES = (
                 """,
                 height=270,
             ),
-            trial("distilled"),
         ),
     ),
 )

@@ -1,0 +1,378 @@
+// @ts-check
+// Rows for Helios Prompt Schedule (Text). The node's text and blend stay the only data: the rows are read from the
+// text, every edit writes the text, and nothing of the editor is saved with a workflow or sent to the server.
+
+import { app } from '../../scripts/app.js'
+
+/**
+ * @typedef {{ first: number, prompt: string }} Row The chunk a row begins at, and its prompt.
+ * @typedef {{ row: number, key: string, values: Record<string, string | number> }} Problem The row (-1: the whole
+ *   text), the message and its values.
+ * @typedef {{ name: string, value: any, callback?: Function, serialize?: boolean }} Widget
+ * @typedef {any} GraphNode A LiteGraph node.
+ */
+
+const NODE = 'HeliosPromptScheduleText'
+const SECONDS_PER_CHUNK = 33 / 24
+const NEW_ROW_AFTER = 7
+const LARGEST_BLEND = 1000
+const ROWS_SHOWN = 4
+const [ROW_HEIGHT, FRAME_HEIGHT] = [52, 62]
+const FIRST_SIZE = [440, 520]
+// As helios_core/prompts.py: a row begins the text, a line, or follows ' /'.
+const ROW_START = /(?:^|\n|(?<=\s)\/)\s*(\d+)\s*:/g
+
+/** @type {Record<string, Record<string, string>>} */
+const TEXTS = {
+  en: {
+    chunk: 'chunk',
+    seconds: 'seconds',
+    prompt: 'prompt',
+    add: '+ Add a row',
+    remove: 'Remove this row',
+    move: 'Drag, or press an arrow key, to move the prompt',
+    blend: 'blend',
+    blend_hint: 'Chunks over which a new prompt takes over',
+    seconds_hint: 'Where the row begins at 24 fps; a chunk is 1.375 s',
+    linked: 'The text comes from another node: change the rows there.',
+    before: 'The text begins with “{start}”, which belongs to no row. Begin it with “0: ” in the box above.',
+    not_zero: 'Row 1 begins at chunk {first}. The first row begins at 0.',
+    overlap: 'Row {row} begins at chunk {first}, but row {other} begins at {previous}. Let row {row} begin at {next} or later.',
+    empty: 'Row {row} has no prompt yet. Write one, or remove the row.',
+  },
+  zh: {
+    chunk: '分块',
+    seconds: '秒',
+    prompt: '提示词',
+    add: '+ 添加一行',
+    remove: '删除此行',
+    move: '拖动或按方向键移动提示词',
+    blend: '过渡',
+    blend_hint: '新提示词逐渐接管所用的分块数',
+    seconds_hint: '此行开始的时间（24 fps），一个分块为 1.375 秒',
+    linked: '文本来自另一个节点，请在那里修改。',
+    before: '文本开头的“{start}”不属于任何一行，请在上方文本框中以“0: ”开头。',
+    not_zero: '第 1 行从分块 {first} 开始；第一行必须从 0 开始。',
+    overlap: '第 {row} 行从分块 {first} 开始，而第 {other} 行从 {previous} 开始。请将第 {row} 行改为 {next} 或更大。',
+    empty: '第 {row} 行还没有提示词，请填写或删除此行。',
+  },
+}
+
+const STYLE = `
+.helios-schedule { display: flex; flex-direction: column; gap: 4px; box-sizing: border-box; height: 100%; min-height: 0;
+  padding: 6px; border: 1px solid var(--border-color); border-radius: 6px; color: var(--input-text);
+  background: var(--comfy-menu-bg); font: 12px/1.35 Inter, system-ui, sans-serif;
+  > .rows { display: flex; flex-direction: column; gap: 4px; flex: 1 1 auto; min-height: 0;
+    overflow-y: auto; }
+  .row { display: grid; grid-template-columns: 14px 48px 58px minmax(60px, 1fr) 20px; gap: 4px; }
+  .head { color: var(--descrip-text); font-size: 11px; }
+  :is(input, textarea) { box-sizing: border-box; width: 100%; margin: 0; padding: 3px 5px;
+    border: 1px solid transparent; border-radius: 4px; color: inherit; background: var(--comfy-input-bg);
+    font: inherit; }
+  input { height: 24px; }
+  textarea { min-height: 48px; max-height: 160px; resize: none; field-sizing: content; }
+  :focus-visible { outline: none; border-color: #6aa9ff; }
+  button { align-self: start; padding: 0; border: 1px solid transparent; border-radius: 4px; color: var(--descrip-text);
+    background: none; font: inherit; line-height: 22px; cursor: pointer; }
+  button:hover { color: var(--input-text); background: var(--comfy-input-bg); }
+  .move { cursor: grab; touch-action: none; user-select: none; }
+  .row.moving { opacity: 0.5; }
+  .row.above { box-shadow: 0 -2px #6aa9ff; }
+  .row.below { box-shadow: 0 2px #6aa9ff; }
+  .row.wrong .first { border-color: #d9a441; }
+  .row.empty textarea { border-color: #d9a441; }
+  .foot { display: flex; align-items: center; gap: 6px; color: var(--descrip-text); }
+  .foot button { padding: 0 6px; margin-right: auto; }
+  .foot input { width: 56px; color: var(--input-text); }
+  [role=status] { margin: 0; padding: 4px 6px; border-left: 3px solid #d9a441; border-radius: 2px;
+    color: var(--input-text); background: var(--comfy-input-bg); }
+  [hidden] { display: none; }
+}`
+
+/**
+ * The rows of a schedule's text, as the server reads them; null where the text begins outside any row.
+ * @param {string} text
+ * @returns {Row[] | null}
+ */
+export function parseSchedule(text) {
+  const starts = [...text.matchAll(ROW_START)]
+  if (!starts.length) return [{ first: 0, prompt: text.trim() }]
+  if (text.slice(0, starts[0].index).trim()) return null
+  return starts.map((start, i) => ({
+    first: Number(start[1]),
+    prompt: text.slice(start.index + start[0].length, starts[i + 1]?.index).trim(),
+  }))
+}
+
+/**
+ * A schedule's text, one row a line.
+ * @param {Row[]} rows
+ */
+export function formatSchedule(rows) {
+  // A text without prompt is a schedule too, the empty one; a numbered row without prompt is not.
+  if (rows.length === 1 && rows[0].first === 0 && !rows[0].prompt) return ''
+  return rows.map(({ first, prompt }) => `${first}: ${prompt}`).join('\n')
+}
+
+/**
+ * The first thing the server would refuse, or null.
+ * @param {string} text
+ * @param {Row[] | null} rows
+ * @returns {Problem | null}
+ */
+export function findProblem(text, rows) {
+  if (!rows) return { row: -1, key: 'before', values: { start: text.trim().slice(0, 30) } }
+  if (rows[0].first !== 0) return { row: 0, key: 'not_zero', values: { first: rows[0].first } }
+  for (let i = 1; i < rows.length; i++) {
+    const [previous, first] = [rows[i - 1].first, rows[i].first]
+    if (first <= previous)
+      return { row: i, key: 'overlap', values: { row: i + 1, first, other: i, previous, next: previous + 1 } }
+  }
+  const empty = text.trim() ? rows.findIndex(({ prompt }) => !prompt) : -1
+  return empty < 0 ? null : { row: empty, key: 'empty', values: { row: empty + 1 } }
+}
+
+/** @param {string} key @param {Record<string, string | number>} [values] */
+function words(key, values = {}) {
+  const locale = String(app.extensionManager?.setting?.get('Comfy.Locale') ?? 'en')
+  const text = (locale.startsWith('zh') ? TEXTS.zh : TEXTS.en)[key]
+  return text.replace(/\{(\w+)\}/g, (_, name) => String(values[name]))
+}
+
+/**
+ * @template {keyof HTMLElementTagNameMap} K
+ * @param {K} tag @param {Record<string, any>} [properties] @param {(Node | string)[]} children
+ */
+function element(tag, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), properties)
+  if (properties.title) made.setAttribute('aria-label', properties.title)
+  made.append(...children)
+  return made
+}
+
+/** The rows of one node. Listeners sit on its own elements only, and go with them. */
+class ScheduleEditor {
+  /** @param {GraphNode} node @param {Widget} text @param {Widget} blend */
+  constructor(node, text, blend) {
+    this.node = node
+    this.text = text
+    this.blend = blend
+    /** @type {Row[]} */
+    this.rows = []
+    this.shown = ''
+    this.writing = false
+    this.list = element('div', { className: 'rows' })
+    this.message = element('p', { hidden: true })
+    this.message.setAttribute('role', 'status')
+    this.add = element('button', { type: 'button', onclick: () => this.addRow() })
+    this.blendLabel = element('span')
+    this.blendInput = element('input', { type: 'number', min: 0, max: LARGEST_BLEND, step: 1 })
+    this.blendInput.onchange = () => this.setBlend(this.blendInput.valueAsNumber)
+    this.foot = element('div', { className: 'foot' }, this.add, this.blendLabel, this.blendInput)
+    this.element = element('div', { className: 'helios-schedule' }, this.list, this.message, this.foot)
+    // Rows were left as typed; what they became is shown once the editor is left.
+    this.element.addEventListener('focusout', (event) => {
+      if (!this.element.contains(/** @type {Node | null} */ (event.relatedTarget))) this.read()
+    })
+  }
+
+  // On undo the Vue renderer keeps showing the element of the node's earlier self.
+  replaceStale() {
+    for (const shown of document.querySelectorAll('.helios-schedule')) {
+      const old = owners.get(shown)
+      if (old && old !== this.node && String(old.id) === String(this.node.id) && old.graph?.getNodeById(old.id) !== old)
+        shown.replaceWith(this.element)
+    }
+  }
+
+  // Room for some rows; more scroll.
+  height() {
+    return FRAME_HEIGHT + Math.max(2, Math.min(ROWS_SHOWN, this.rows.length)) * ROW_HEIGHT
+  }
+
+  /** Shows what the node's plain inputs hold. */
+  read() {
+    if (this.writing) return
+    const text = String(this.text.value ?? '')
+    const linked = this.node.inputs?.some((/** @type {any} */ slot) => slot.widget?.name === this.text.name && slot.link != null)
+    const rows = linked ? null : parseSchedule(text)
+    // Elements that still fit stay: one of them may be about to take the focus.
+    if (JSON.stringify(rows ?? []) !== this.shown) this.show(rows ?? [])
+    this.list.hidden = this.foot.hidden = !rows
+    this.add.textContent = words('add')
+    this.blendLabel.textContent = words('blend')
+    this.blendInput.title = words('blend_hint')
+    this.blendInput.value = String(this.blend.value)
+    this.tell(linked ? { row: -1, key: 'linked', values: {} } : findProblem(text, rows))
+  }
+
+  /** @param {Row[]} rows */
+  show(rows) {
+    this.rows = rows
+    this.shown = JSON.stringify(rows)
+    const head = ['', words('chunk'), words('seconds'), words('prompt')].map((name) => element('span', {}, name))
+    this.list.replaceChildren(element('div', { className: 'row head' }, ...head), ...rows.map(this.rowElement, this))
+  }
+
+  /** @param {Row} row @param {number} i */
+  rowElement(row, i) {
+    const move = element('button', { type: 'button', className: 'move', textContent: '⠿', title: words('move') })
+    move.onpointerdown = (event) => this.drag(event, i)
+    move.onkeydown = (event) => {
+      const by = { ArrowUp: -1, ArrowDown: 1 }[event.key]
+      if (!by) return
+      event.preventDefault()
+      this.movePrompt(i, i + by, true)
+    }
+    const first = element('input', { type: 'number', min: 0, step: 1, className: 'first', title: words('chunk') })
+    const seconds = element('input', { type: 'number', min: 0, className: 'seconds', title: words('seconds_hint') })
+    seconds.step = String(SECONDS_PER_CHUNK)
+    const setFirst = (/** @type {number} */ chunk) => {
+      if (Number.isFinite(chunk)) row.first = Math.max(0, Math.round(chunk))
+      first.value = String(row.first)
+      seconds.value = (row.first * SECONDS_PER_CHUNK).toFixed(1)
+    }
+    setFirst(row.first)
+    first.onchange = () => (setFirst(first.valueAsNumber), this.write())
+    seconds.onchange = () => (setFirst(seconds.valueAsNumber / SECONDS_PER_CHUNK), this.write())
+    const prompt = element('textarea', { rows: 2, value: row.prompt, title: words('prompt') })
+    prompt.oninput = () => {
+      row.prompt = prompt.value
+      this.write()
+    }
+    const remove = element('button', { type: 'button', textContent: '×', title: words('remove') })
+    remove.disabled = this.rows.length === 1
+    remove.onclick = () => this.change(() => this.rows.splice(i, 1))
+    return element('div', { className: 'row' }, move, first, seconds, prompt, remove)
+  }
+
+  /** @param {Problem | null} problem */
+  tell(problem) {
+    this.message.hidden = !problem
+    this.message.textContent = problem ? words(problem.key, problem.values) : ''
+    this.list.querySelectorAll('.row:not(.head)').forEach((row, i) => {
+      row.classList.toggle('wrong', problem?.row === i && problem.key !== 'empty')
+      row.classList.toggle('empty', problem?.row === i && problem.key === 'empty')
+    })
+  }
+
+  /** Puts the rows into the node's text; they stay on screen as they are. */
+  write() {
+    this.writing = true
+    try {
+      this.text.value = formatSchedule(this.rows)
+      this.text.callback?.(this.text.value)
+    } finally {
+      this.writing = false
+    }
+    this.shown = JSON.stringify(this.rows)
+    this.tell(findProblem(String(this.text.value), this.rows))
+  }
+
+  /** @param {() => void} edit changes the rows. */
+  change(edit) {
+    edit()
+    this.write()
+    this.show(this.rows)
+    this.read()
+  }
+
+  addRow() {
+    this.change(() => this.rows.push({ first: this.rows[this.rows.length - 1].first + NEW_ROW_AFTER, prompt: '' }))
+    this.focus('textarea', this.rows.length - 1)
+  }
+
+  /** @param {number} blend */
+  setBlend(blend) {
+    if (Number.isFinite(blend)) this.blend.value = Math.min(LARGEST_BLEND, Math.max(0, Math.round(blend)))
+    this.blend.callback?.(this.blend.value)
+  }
+
+  /**
+   * Moves a prompt among the rows; the chunks at which rows begin stay where they are.
+   * @param {number} from @param {number} to @param {boolean} [focus]
+   */
+  movePrompt(from, to, focus = false) {
+    if (to < 0 || to >= this.rows.length || to === from) return
+    this.change(() => {
+      const prompts = this.rows.map(({ prompt }) => prompt)
+      prompts.splice(to, 0, ...prompts.splice(from, 1))
+      this.rows = this.rows.map(({ first }, i) => ({ first, prompt: prompts[i] }))
+    })
+    if (focus) this.focus('.move', to)
+  }
+
+  /** @param {string} part @param {number} row */
+  focus(part, row) {
+    const parts = /** @type {NodeListOf<HTMLElement>} */ (this.list.querySelectorAll(part))
+    parts[row].focus()
+  }
+
+  /** @param {PointerEvent} event @param {number} from */
+  drag(event, from) {
+    const handle = /** @type {HTMLElement} */ (event.currentTarget)
+    const places = [...this.list.querySelectorAll('.row:not(.head)')]
+    handle.setPointerCapture(event.pointerId)
+    places[from].classList.add('moving')
+    handle.onpointermove = ({ clientY }) => {
+      const over = this.placeAt(places, clientY)
+      places.forEach((place, i) => {
+        place.classList.toggle('above', i === over && over < from)
+        place.classList.toggle('below', i === over && over > from)
+      })
+    }
+    handle.onpointerup = ({ clientY }) => this.movePrompt(from, this.placeAt(places, clientY))
+    // However it ended: the marks go with the elements.
+    handle.onlostpointercapture = () => this.show(this.rows)
+  }
+
+  /** @param {Element[]} places @param {number} y */
+  placeAt(places, y) {
+    const below = places.findIndex((place) => y < place.getBoundingClientRect().bottom)
+    return below < 0 ? places.length - 1 : below
+  }
+}
+
+/** @type {WeakMap<Element, GraphNode>} */
+const owners = new WeakMap()
+
+/**
+ * Calls `more` after what `object[name]` already does.
+ * @param {any} object @param {string} name @param {() => void} more
+ */
+function after(object, name, more) {
+  const before = object[name]
+  object[name] = function (/** @type {any[]} */ ...values) {
+    before?.apply(this, values)
+    more()
+  }
+}
+
+app.registerExtension({
+  name: 'Helios.ScheduleEditor',
+
+  setup() {
+    document.head.append(element('style', { textContent: STYLE }))
+  },
+
+  /** @param {GraphNode} node */
+  nodeCreated(node) {
+    if (node.comfyClass !== NODE) return
+    const [text, blend] = ['text', 'blend'].map((name) =>
+      node.widgets.find((/** @type {Widget} */ widget) => widget.name === name),
+    )
+    const editor = new ScheduleEditor(node, text, blend)
+    owners.set(editor.element, node)
+    const options = { serialize: false, hideOnZoom: false, hideInPanel: true, getMinHeight: () => editor.height() }
+    const widget = node.addDOMWidget('schedule', 'HELIOS_SCHEDULE', editor.element, options)
+    widget.serialize = false
+    const read = () => editor.read()
+    after(text, 'callback', read)
+    after(blend, 'callback', read)
+    after(node, 'onConnectionsChange', read)
+    after(node, 'onConfigure', read)
+    after(node, 'onAdded', () => editor.replaceStale())
+    editor.read()
+    node.setSize([Math.max(node.size[0], FIRST_SIZE[0]), Math.max(node.size[1], FIRST_SIZE[1])])
+  },
+})
