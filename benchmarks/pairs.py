@@ -16,6 +16,7 @@ from helios_core.pipeline import HeliosPipeline
 from helios_core.samplers import SchedulerConfig
 from helios_core.tiny import SCHEDULER_CONFIGS
 from helios_core.transformer import HeliosTransformer
+from helios_core.transformer.fp8 import narrowed, use_fp8
 from helios_core.vae import VAEConfig, WanVAE
 
 TEXT_TOKENS = 512
@@ -110,6 +111,14 @@ def other_variant(pair: Pair, variant: str) -> Pair:
         dtype=pair.ours.dtype,
     )
     return Pair(ours, reference_pipeline(variant, pair.theirs.transformer, pair.theirs.vae), pair.text)
+
+
+def narrow_in_place(transformer: HeliosTransformer) -> None:
+    """Gives a loaded transformer 8-bit matrix products."""
+    weights = transformer.state_dict()
+    for name in use_fp8(transformer):
+        content = narrowed(weights.pop(f"{name}.weight")) | {"bias": weights[f"{name}.bias"]}
+        transformer.get_submodule(name).load_state_dict(content, assign=True)
 
 
 def no_text_encoder() -> Any:

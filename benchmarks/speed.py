@@ -17,15 +17,17 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from .pairs import Pair, build_pair, other_variant
+from .pairs import Pair, build_pair, narrow_in_place, other_variant
 
 RESULTS = Path(__file__).parent / "results"
 SCALED_SIZE = (320, 192)
@@ -115,14 +117,16 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
         call()
         return min(clock.seconds(call) for _ in range(5))
 
-    return {
-        "matmul": 2 * size**3 / best(lambda: a @ b),
-        "attention": 4 * heads * tokens**2 * 128 / best(lambda: attend(q, k, v)),
-    }
+    flops = 4 * heads * tokens**2 * 128
+    backends = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION) if device.type == "cuda" else (None,)
+    attention = {str(backend): flops / best(lambda: attend(q, k, v, backend)) for backend in backends}  # noqa: B023
+    print("attention, TFLOP/s:", {name: round(value / 1e12, 3) for name, value in attention.items()}, flush=True)
+    return {"matmul": 2 * size**3 / best(lambda: a @ b), "attention": max(attention.values())}
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, backend: SDPBackend | None) -> torch.Tensor:
+    with nullcontext() if backend is None else sdpa_kernel(backend):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v)
 
 
 def floor_seconds(call: Callable[[], Any], ceiling: dict[str, float]) -> float:
@@ -184,6 +188,15 @@ def clip_rows(pair: Pair, size: tuple[int, int], clock: Clock, cases: list[tuple
         yield clock.row(label, lambda: pair.ours(**call, **extra), lambda: pair.theirs(**call, **extra))  # noqa: B023
 
 
+def own_rows(pair: Pair, size: tuple[int, int], clock: Clock) -> Iterator[Row]:
+    """Ours under the options that diffusers has no counterpart of; each stays on for the next."""
+    call = pair.call(*size, 3, [1, 1, 1], 1.0, "pt") | {"is_amplify_first_chunk": False}
+    narrow_in_place(pair.ours.transformer)
+    yield clock.row("clip of 3 chunks, [1, 1, 1], frames, fp8 products", lambda: pair.ours(**call), None)
+    pair.ours.transformer.compile_blocks()
+    yield clock.row("the same, compiled", lambda: pair.ours(**call), None)
+
+
 def text_row(device: torch.device, dtype: torch.dtype, clock: Clock) -> Row:
     """UMT5-XXL over one prompt; both pipelines run transformers' own, so there is nothing to compare."""
     from transformers import UMT5Config, UMT5EncoderModel
@@ -222,6 +235,8 @@ def measure(device: torch.device, pairs: int, quick: bool, config: dict[str, Any
         for variant, steps in (("mid", [2, 2, 2]), ("base", [5])):
             guided = [(f"chunk, {variant} {steps}, cfg 5, latents", 1, steps, 5.0, "latent")]
             rows += clip_rows(other_variant(pair, variant), size, few, guided)
+    if on_gpu:
+        rows += own_rows(pair, size, few)
     return {
         "device": device_name(device),
         "torch": torch.__version__,

@@ -16,6 +16,7 @@ import torch
 from . import convert, download
 from .errors import HeliosError
 from .history import CHUNK_FRAMES
+from .media import frames_to_uint8
 from .pipeline import HeliosPipeline, chunk_count
 from .progress import TerminalBar
 from .store import CHUNK_SUFFIX, FOLDER_NAME, ChunkStore
@@ -24,7 +25,7 @@ from .take import Take
 from .take_video import PARTIAL_SUFFIX, TakeVideo, VideoSettings
 from .tiny import VARIANTS, write_tiny
 from .transformer import ATTENTION_NAMES
-from .video import VideoWriter, frames_to_uint8
+from .video import VideoWriter
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -19,7 +19,7 @@ from .errors import HeliosError
 from .fingerprint import fingerprint, folder_fingerprint
 from .guidance import guided
 from .history import CHUNK_FRAMES, History, check_size
-from .media import NoiseRange, image_history, media_frames, video_history
+from .media import NoiseRange, frames_to_uint8, image_history, media_frames, video_history
 from .prompts import DEFAULT_BLEND, PromptSchedule, mix_embeddings
 from .samplers import BaseSampler, DMDSampler, OnStep, PyramidSampler, SchedulerConfig, Velocity
 from .store import start_key
@@ -29,7 +29,6 @@ from .text import TextEncoder
 from .transformer import HeliosTransformer, PreparedText, choose_attention, is_exact_attention
 from .transformer.fp8 import check_device
 from .vae import WanVAE, load_vae
-from .video import frames_to_uint8
 
 MAX_TEXT_TOKENS = 512
 SAMPLING_KEYWORDS = {
