@@ -61,6 +61,15 @@ class RenderProgress:
         self.steps_reused += self.steps_per_chunk[self.chunks_done]
         self.chunks_reused += 1
 
+    def numbers(self) -> dict[str, float | None]:
+        """``film_seconds``, ``fps`` and ``seconds_left`` as of now, for front ends that show them in their own way."""
+        left = self.seconds_left
+        return {
+            "film_seconds": round(self.film_seconds, 3),
+            "fps": round(self.frames_per_second, 3),
+            "seconds_left": None if left is None else round(left, 1),
+        }
+
     def text(self, position: str) -> str:
         """One line: chunk i of n, what it is at, speed, time left, film so far."""
         chunks, left = len(self.steps_per_chunk), self.seconds_left

@@ -196,3 +196,17 @@ def install_system_tools() -> None:
     for tool, (_, purpose) in missing.items():
         if not shutil.which(tool):
             say(f"{tool} is not installed: the tests that {purpose} are skipped.")
+    install_web_tools()
+
+
+def install_web_tools() -> None:
+    """Install the linter of web/*.js where npm is; else say what is skipped."""
+    folder, npm = ROOT / "tools" / "web", shutil.which("npm")
+    lock, installed = folder / "package-lock.json", folder / "node_modules" / ".package-lock.json"
+    if npm is None:
+        say("npm is not installed: the tests that check the JavaScript are skipped.")
+    elif not installed.is_file() or installed.stat().st_mtime < lock.stat().st_mtime:
+        say("Installing the JavaScript linter with npm ...")
+        command = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
+        if subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode:
+            say("npm cannot install it: the tests that check the JavaScript are skipped.")

@@ -1,6 +1,7 @@
 """The pack's nodes: thin V3 adapters between ``helios_core`` and ComfyUI's own types."""
 
 from comfy_api.latest import ComfyExtension, io
+from server import PromptServer
 
 from .chunks import HeliosChunkChain, HeliosDecode, HeliosSampleChunk
 from .download import HeliosDownloadModel
@@ -11,10 +12,14 @@ from .lora import HeliosLoraLoader
 from .media import HeliosImageHistory, HeliosVideoHistory
 from .prompts import HeliosPromptSchedule, HeliosPromptScheduleText
 from .render import HeliosRenderVideo
+from .routes import register_routes
 from .samplers import HeliosBaseSampler, HeliosDMDSampler, HeliosPyramidSampler
 
 
 class HeliosExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        register_routes(PromptServer.instance)
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             HeliosModelLoader,

@@ -16,21 +16,38 @@ from torch import Tensor
 from ..helios_core.chain import check_chain
 from ..helios_core.errors import HeliosError
 from ..helios_core.history import CHUNK_LATENT_FRAMES, LATENT_CHANNELS, History
+from ..helios_core.progress import RenderProgress
 from ..helios_core.samplers import draw_noise
+from ..helios_core.seeds import SeedChanges, parse_seed_changes, seed_at
 from ..helios_core.take import Take, check_name
+from .events import TakeFeed, watched
 from .history import HistoryType, seed_input
 from .model import HISTORY_KEY
 from .prepared import PREPARED_KEY, PreparedInputs
 from .prompts import conditioning_at, schedule_of
 from .samplers import HeliosSampler, check_model
-from .takes import Chain, manifest_settings, output_store, take_input
+from .takes import Chain, manifest_settings, output_store, seed_changes_input, take_input
+from .thumbnails import latent_thumbnail
+
+FILM_FPS = 24.0
 
 
 class ChainRun:
-    """Samples the chunks of one node: one guider, one ``guider.sample`` per chunk."""
+    """Samples the chunks of one node: one guider, one ``guider.sample`` per chunk.
+
+    ``fps`` is the film's frame rate. A node that pages watch sets ``feed`` before the first chunk.
+    """
 
     def __init__(
-        self, model: Any, positive: list, negative: list, cfg: float, sampler: Any, history: History, num_chunks: int
+        self,
+        model: Any,
+        positive: list,
+        negative: list,
+        cfg: float,
+        sampler: Any,
+        history: History,
+        num_chunks: int,
+        fps: float = FILM_FPS,
     ):
         if not isinstance(sampler, HeliosSampler):
             raise HeliosError(
@@ -48,12 +65,18 @@ class ChainRun:
         self.guider.set_cfg(max(cfg, 1.0))
         steps = [sampler.settings.total_steps(history.chunk + i) for i in range(num_chunks)]
         self.bar = ProgressBar(sum(steps))
+        self.progress = RenderProgress(steps, fps)
+        self.feed: TakeFeed | None = None
         self.steps_done = 0
+        self._chunk = history.chunk
+        self._latent_height = history.latents.shape[-2]
+        self._finest = int(math.log2(sampler.settings.size_multiple)) - 4
         self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
 
     def sample(self, history: History, seed: int) -> tuple[Tensor, History]:
         """The next chunk's latents in VAE space [B,16,9,H/8,W/8], and the history after it."""
         self._set_conditions(history)
+        self._chunk = history.chunk
         generator = history.generator(seed)
         noise = draw_noise(history.chunk_shape, generator)
         sampler = self.sampler.with_generator(generator)
@@ -87,11 +110,30 @@ class ChainRun:
             for cond in conds:
                 cond[HISTORY_KEY] = history
 
-    def _report(self, step: int, x0: Tensor, _x: Tensor, _total: int) -> None:
+    def _report(self, step: int, x0: Tensor, _x: Tensor, total: int) -> None:
         preview = None
         if self.previewer is not None:
             preview = self.previewer.decode_latent_to_preview_image("JPEG", x0)
         self.bar.update_absolute(self.steps_done + step + 1, None, preview)
+        self.progress.step()
+        stage = self._finest - round(math.log2(self._latent_height / x0.shape[-2]))
+        self.stepped(stage, step + 1, total)
+
+    def stepped(self, stage: int, step: int, total: int) -> None:
+        """Tells that ``step`` of ``total``, counted from 1 over all stages of the chunk, is done."""
+        if self.feed is not None:
+            self.feed.sampling(self._chunk, stage, step, total)
+
+    def finished(self, chunk: int, latents: Tensor, reused: bool) -> None:
+        """Counts and tells of a chunk that stays undecoded; its thumbnail comes from ``latents``, in VAE space."""
+        if reused:
+            self.progress.reuse()
+        self.progress.chunk()
+        if self.feed is not None:
+            thumbnail = None
+            if watched():
+                thumbnail = latent_thumbnail(latents, self.model.model.latent_format, self.previewer, self.progress.fps)
+            self.feed.finished(chunk, reused, thumbnail)
 
 
 def check_conditioning(name: str, conditioning: list) -> None:
@@ -184,39 +226,60 @@ class HeliosChunkChain(io.ComfyNode):
                 *chunk_inputs(),
                 num_chunks_input(),
                 take_input(),
+                seed_changes_input(),
             ],
             outputs=chunk_outputs("All chunks, 9 latent frames each. Decode them with Helios Decode."),
-            hidden=[io.Hidden.prompt],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
-    def validate_inputs(cls, take: str | None = None) -> bool | str:
+    def validate_inputs(cls, take: str | None = None, seed_changes: str | None = None) -> bool | str:
         try:
+            parse_seed_changes(seed_changes or "")
             return bool(check_name(take)) if take else True
         except HeliosError as error:
             return str(error)
 
     @classmethod
     def execute(
-        cls, model, positive, negative, cfg, sampler, history, seed, num_chunks, take: str = ""
+        cls,
+        model,
+        positive,
+        negative,
+        cfg,
+        sampler,
+        history,
+        seed,
+        num_chunks,
+        take: str = "",
+        seed_changes: str = "",
     ) -> io.NodeOutput:
+        changes = parse_seed_changes(seed_changes)
         run = ChainRun(model, positive, negative, cfg, sampler, history, num_chunks)
-        if take:
-            return cls._stored(run, history, seed, num_chunks, take)
-        chunks = []
-        for _ in range(num_chunks):
-            samples, history = run.sample(history, seed)
-            chunks.append(samples)
+        with TakeFeed(run.progress, history, seed, changes, take, cls.hidden) as run.feed:
+            if take:
+                return cls._stored(run, history, seed, changes, take)
+            chunks = []
+            for _ in range(num_chunks):
+                chunk = history.chunk
+                samples, history = run.sample(history, seed_at(changes, chunk, seed))
+                run.finished(chunk, samples, reused=False)
+                chunks.append(samples)
         return io.NodeOutput({"samples": torch.cat(chunks, dim=2)}, history)
 
     @classmethod
-    def _stored(cls, run: ChainRun, history: History, seed: int, num_chunks: int, name: str) -> io.NodeOutput:
+    def _stored(cls, run: ChainRun, history: History, seed: int, changes: SeedChanges, name: str) -> io.NodeOutput:
         """The same with every finished chunk kept on disk, and those that are there already taken from it."""
-        chain = Chain(run, history, seed, num_chunks)
-        take = Take(output_store(), name, manifest_settings(history, seed, num_chunks, cls.hidden.prompt))
-        with take:
-            samples = torch.cat([found.chunk.latents.cpu() for found in chain.chunks(take)], dim=2)
+        num_chunks = len(run.progress.steps_per_chunk)
+        chain = Chain(run, history, seed, num_chunks, changes)
+        settings = manifest_settings(history, seed, num_chunks, cls.hidden.prompt, changes)
+        latents = []
+        with Take(output_store(), name, settings) as take:
+            for found in chain.chunks(take):
+                run.finished(found.chunk.history.chunk - 1, found.chunk.latents, found.reused)
+                latents.append(found.chunk.latents.cpu())
         run.bar.update_absolute(run.steps_done)
+        samples = torch.cat(latents, dim=2)
         return io.NodeOutput({"samples": samples.to(comfy.model_management.intermediate_device())}, chain.history)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import re
 from pathlib import Path
@@ -20,15 +19,15 @@ from server import PromptServer
 from torch import Tensor
 
 from ..helios_core.errors import HeliosError
-from ..helios_core.history import History
-from ..helios_core.progress import RenderProgress
-from ..helios_core.take import Take, check_name
+from ..helios_core.seeds import parse_seed_changes
+from ..helios_core.take import Take, TakeChunk, check_name
 from ..helios_core.take_video import PARTIAL_SUFFIX, TakeVideo, VideoSettings, check_audio
 from .chunks import ChainRun, chunk_inputs, num_chunks_input
+from .events import TakeFeed
 from .files import check_prefix
 from .history import HistoryType
 from .identity import vae_identity
-from .takes import Chain, manifest_settings, output_store, take_input
+from .takes import Chain, manifest_settings, output_store, seed_changes_input, take_input
 
 CODECS = ("h264", "hevc")
 MAX_TRIES = 1000
@@ -37,34 +36,15 @@ MAX_TRIES = 1000
 class RenderRun(ChainRun):
     """A chain that tells how far the film is, as text under the node and by previews of its newest frames."""
 
-    def __init__(
-        self,
-        model: Any,
-        positive: list,
-        negative: list,
-        cfg: float,
-        sampler: Any,
-        history: History,
-        num_chunks: int,
-        fps: float,
-    ):
-        super().__init__(model, positive, negative, cfg, sampler, history, num_chunks)
-        steps = [sampler.settings.total_steps(history.chunk + i) for i in range(num_chunks)]
-        self.progress = RenderProgress(steps, fps)
-        self._latent_height = history.latents.shape[-2]
-        self._node = getattr(get_executing_context(), "node_id", None)
-
-    def _report(self, step: int, x0: Tensor, x: Tensor, total: int) -> None:
-        super()._report(step, x0, x, total)
-        self.progress.step()
-        finest = int(math.log2(self.sampler.settings.size_multiple)) - 4
-        stage = finest - round(math.log2(self._latent_height / x0.shape[-2]))
-        self.tell(f"stage {stage} step {step + 1}/{total}")
+    def stepped(self, stage: int, step: int, total: int) -> None:
+        super().stepped(stage, step, total)
+        self.tell(f"stage {stage} step {step}/{total}")
 
     def tell(self, position: str) -> None:
         """Shows what the render is at."""
-        if self._node is not None:
-            PromptServer.instance.send_progress_text(self.progress.text(position), self._node)
+        node = getattr(get_executing_context(), "node_id", None)
+        if node is not None:
+            PromptServer.instance.send_progress_text(self.progress.text(position), node)
 
     def show(self, frames: Tensor | None) -> None:
         """Counts a finished chunk, and previews its last frame (uint8 [33,H,W,3]) if it was decoded now."""
@@ -134,6 +114,7 @@ class HeliosRenderVideo(io.ComfyNode):
                     optional=True,
                     tooltip="A sound track, cut to the film's length.",
                 ),
+                seed_changes_input(),
             ],
             outputs=[
                 io.Video.Output(
@@ -145,10 +126,11 @@ class HeliosRenderVideo(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+    def validate_inputs(cls, filename_prefix: str | None = None, seed_changes: str | None = None) -> bool | str:
         # The take's name waits for execute: core repeats the message once for every input that is named here.
         try:
             check_prefix(filename_prefix or "")
+            parse_seed_changes(seed_changes or "")
         except HeliosError as error:
             return str(error)
         return True
@@ -172,7 +154,9 @@ class HeliosRenderVideo(io.ComfyNode):
         resume,
         take="",
         audio=None,
+        seed_changes="",
     ) -> io.NodeOutput:
+        changes = parse_seed_changes(seed_changes)
         settings = VideoSettings(history.width, history.height, fps, codec, quality)
         if history.latents.shape[0] != 1:
             raise HeliosError(
@@ -184,19 +168,24 @@ class HeliosRenderVideo(io.ComfyNode):
             check_name(take)
         target = Target(filename_prefix, history.width, history.height)
         run = RenderRun(model, positive, negative, cfg, sampler, history, num_chunks, fps)
-        chain = Chain(run, history, seed, num_chunks)
+        chain = Chain(run, history, seed, num_chunks, changes)
         named = take or take_name(target.name, chain.first_key)
         store = output_store()
-        record = Take(store, named, manifest_settings(history, seed, num_chunks, cls.hidden.prompt), resume)
+        manifest = manifest_settings(history, seed, num_chunks, cls.hidden.prompt, changes)
+        record = Take(store, named, manifest, resume)
+        feed = TakeFeed(run.progress, history, seed, changes, named, cls.hidden, store)
+        segments = Segments(record, feed, settings, vae_identity(vae))
         # "take-": core would read eight digits after the name as the number of a finished file.
         partial = target.folder / f"{target.name}_take-{chain.first_key[:8]}{PARTIAL_SUFFIX}"
         with (
+            feed as run.feed,
             record,
-            TakeVideo(partial, settings, store, vae_identity(vae), resume, record.in_video) as video,
+            TakeVideo(partial, settings, store, segments.vae, resume, segments.on_disk) as video,
         ):
             for found in chain.chunks(record):
                 if found.reused:
                     run.progress.reuse()
+                segments.expect(found)
                 run.tell("decoding")
                 frames = video.add(found.key, lambda latents=found.chunk.latents: decoded(vae, latents))
                 run.show(frames)
@@ -213,6 +202,27 @@ class HeliosRenderVideo(io.ComfyNode):
             return {}
         prompt = {} if cls.hidden.prompt is None else {"prompt": cls.hidden.prompt}
         return {**(cls.hidden.extra_pnginfo or {}), **prompt}
+
+
+class Segments:
+    """The parts of one film: notes each in the manifest and tells pages of it, once it is on disk."""
+
+    def __init__(self, record: Take, feed: TakeFeed, settings: VideoSettings, vae: str):
+        self.vae = vae
+        self._record, self._feed, self._settings = record, feed, settings
+        self._expected: list[tuple[int, str, bool]] = []
+
+    def expect(self, found: TakeChunk) -> None:
+        """The next chunk, about to be decoded."""
+        # The video's thread needs its names alone; its tensors would add up to the film's length.
+        self._expected.append((found.chunk.history.chunk - 1, found.key, found.reused))
+        self._feed.decoding(found.chunk.history.chunk - 1, found.reused)
+
+    def on_disk(self, position: int, video: Path) -> None:
+        """Called by the video's thread for the film's chunk number ``position``, from 0."""
+        self._record.in_video(position, video)
+        chunk, key, reused = self._expected[position]
+        self._feed.finished(chunk, reused, segment=self._settings.segment_key(key, self.vae))
 
 
 def take_name(file_name: str, key: str) -> str:

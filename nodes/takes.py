@@ -14,6 +14,7 @@ from comfy_api.latest import io
 
 from ..helios_core.errors import HeliosError
 from ..helios_core.history import History
+from ..helios_core.seeds import SeedChanges, seed_at
 from ..helios_core.store import DEFAULT_MAX_BYTES, FOLDER_NAME, ChunkStore, StoredChunk, chunk_key, start_key
 from ..helios_core.take import Take, TakeChunk
 from .identity import conditioning_identity, model_identity, sampler_identity
@@ -46,20 +47,31 @@ def take_input() -> io.String.Input:
     )
 
 
+def seed_changes_input() -> io.String.Input:
+    return io.String.Input(
+        "seed_changes",
+        default="",
+        optional=True,
+        advanced=True,
+        tooltip="Rolls the film again from a chunk on: '7: 123, 9: 5' gives chunk 7 and what follows the seed 123, "
+        "chunk 9 and what follows 5. Chunks before stay as they are. The film strip's button writes it.",
+    )
+
+
 class Chain:
     """The chunks of one node by key; sampled only where the store lacks them.
 
     ``run`` is the node's ChainRun.
     """
 
-    def __init__(self, run: Any, history: History, seed: int, num_chunks: int):
-        self.run, self.history, self.seed, self.num_chunks = run, history, seed, num_chunks
+    def __init__(self, run: Any, history: History, seed: int, num_chunks: int, seed_changes: SeedChanges = ()):
+        self.run, self.history, self.num_chunks = run, history, num_chunks
+        self._seed, self._seed_changes = seed, seed_changes
         self.key = start_key(history)
         self._fixed = {
             "model": model_identity(run.model),
             "sampler": sampler_identity(run.sampler),
             "cfg": run.guider.cfg,
-            "seed": seed,
         }
         self.first_key = self._key_after(self.key, history)
 
@@ -70,7 +82,10 @@ class Chain:
         in_force = {
             name: conditioning_identity(conditioning_at(prompt, history.chunk)) for name, prompt in prompts.items()
         }
-        return chunk_key(previous, **self._fixed, **in_force)
+        return chunk_key(previous, **self._fixed, seed=self._seed_at(history), **in_force)
+
+    def _seed_at(self, history: History) -> int:
+        return seed_at(self._seed_changes, history.chunk, self._seed)
 
     def chunks(self, take: Take) -> Iterator[TakeChunk]:
         """Yields every chunk as soon as it is on disk; :attr:`history` is then the history after it."""
@@ -84,11 +99,17 @@ class Chain:
             yield found
 
     def _sample(self) -> StoredChunk:
-        samples, history = self.run.sample(self.history, self.seed)
+        samples, history = self.run.sample(self.history, self._seed_at(self.history))
         return StoredChunk(samples, history)
 
 
-def manifest_settings(history: History, seed: int, num_chunks: int, prompt: Mapping[str, Any] | None) -> dict[str, Any]:
+def manifest_settings(
+    history: History,
+    seed: int,
+    num_chunks: int,
+    prompt: Mapping[str, Any] | None,
+    seed_changes: SeedChanges = (),
+) -> dict[str, Any]:
     """What a manifest says about a take; texts only where metadata may be written."""
     settings: dict[str, Any] = {
         "width": history.width,
@@ -96,6 +117,8 @@ def manifest_settings(history: History, seed: int, num_chunks: int, prompt: Mapp
         "seed": seed,
         "num_chunks": num_chunks,
     }
+    if seed_changes:
+        settings["seed_changes"] = dict(seed_changes)
     if prompt and not args.disable_metadata:
         texts = {key: node["inputs"].get("text") for key, node in prompt.items() if "inputs" in node}
         settings["prompts"] = {key: text for key, text in texts.items() if isinstance(text, str)}
