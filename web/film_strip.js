@@ -33,6 +33,8 @@ const SHOWN = ['video-preview', '$$canvas-image-preview']
 
 /** @type {WeakMap<ComfyNode, FilmStrip>} */
 const strips = new WeakMap()
+/** @type {WeakMap<Element, ComfyNode>} */
+const owners = new WeakMap()
 /** Takes of this page's workflows and of others', oldest first. @type {Map<string, TakeState>} */
 const takes = new Map()
 /** @type {Promise<void> | null} */
@@ -180,6 +182,19 @@ function redo(node, take, chunk) {
   return `Queued again from chunk ${chunk} on, with another seed.`
 }
 
+/**
+ * On undo the new design keeps showing the element of the node's earlier self.
+ * @param {ComfyNode} node
+ * @param {HTMLElement} element
+ */
+function replaceStale(node, element) {
+  for (const shown of document.querySelectorAll('.helios-strip')) {
+    const old = owners.get(shown)
+    const gone = old && old !== node && String(old.id) === String(node.id) && old.graph?.getNodeById(old.id) !== old
+    if (gone) shown.replaceWith(element)
+  }
+}
+
 /** @param {ComfyNode} node */
 function addStrip(node) {
   const strip = new FilmStrip({
@@ -191,6 +206,7 @@ function addStrip(node) {
   const widget = node.addDOMWidget('film_strip', 'helios_film_strip', strip.root, {
     serialize: false,
     hideOnZoom: false,
+    hideInPanel: true,
     margin: MARGIN,
     getMinHeight: () => strip.height + 2 * MARGIN,
     getMaxHeight: () => strip.height + 2 * MARGIN
@@ -203,6 +219,12 @@ function addStrip(node) {
     remove?.call(this)
   }
   strips.set(node, strip)
+  owners.set(strip.root, node)
+  const added = node.onAdded
+  node.onAdded = function (/** @type {any[]} */ ...values) {
+    added?.apply(this, values)
+    replaceStale(node, strip.root)
+  }
 }
 
 app.registerExtension({

@@ -80,8 +80,15 @@ def manifest(comfy, prefix: str) -> dict:
 
 
 def sampled(comfy, prefix: str) -> list[int]:
-    """The chunks that the last render of a prefix sampled, as its manifest says."""
-    return [chunk["chunk"] for chunk in manifest(comfy, prefix)["chunks"] if not chunk["reused"]]
+    """The chunks that the last render of a prefix sampled, as its manifest says and its steps show."""
+    last = manifest(comfy, prefix)
+    events = [event.data for event in comfy.events(kind="helios.take")]
+    take = [e["id"] for e in events if e["kind"] == "start" and e["take"]["name"] == last["take"]][-1]
+    chunks = [event["chunk"] for event in events if event["id"] == take and event["kind"] == "chunk"]
+    # Told by the sampler after a step of the network.
+    stepped = sorted({chunk["chunk"] for chunk in chunks if chunk["state"] == "sampling"})
+    assert stepped == [chunk["chunk"] for chunk in last["chunks"] if not chunk["reused"]]
+    return stepped
 
 
 def chunks_made(comfy) -> dict[str, str]:

@@ -256,6 +256,24 @@ def test_strip_stays_out_of_saved_and_queued_workflows(strip: Strip) -> None:
     assert "film_strip" not in strip.frontend.prompt()[str(node["id"])]["inputs"]
 
 
+CAPTURE = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()"
+RETITLE = "() => { app.graph.nodes.find((node) => node.type === 'HeliosRenderVideo').title = 'Another name' }"
+UNDO = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.undo()"
+ON_SCREEN = """() => {
+  const node = app.graph.nodes.find((node) => node.type === 'HeliosRenderVideo')
+  const strip = node.widgets.find((widget) => widget.name === 'film_strip')
+  return node.title !== 'Another name' && strip.element.isConnected
+}"""
+
+
+def test_undo_shows_the_strip_of_the_node_that_is_there_now(strip: Strip) -> None:
+    strip.open(FILM, num_chunks=2)
+    for change in (CAPTURE, RETITLE, CAPTURE, UNDO):
+        strip.page.evaluate(change)
+    strip.page.wait_for_function(ON_SCREEN, timeout=SECONDS)
+    strip.check_page()
+
+
 BEGIN = """(take) => window.comfyAPI.api.api.dispatchEvent(
   new CustomEvent('helios.take', { detail: { version: 1, kind: 'start', id: take.id, take } }))"""
 CHANGE = """([id, chunk, progress]) => window.comfyAPI.api.api.dispatchEvent(
@@ -265,6 +283,7 @@ CHANGE = """([id, chunk, progress]) => window.comfyAPI.api.api.dispatchEvent(
 def test_every_state_of_a_long_film_is_drawn(strip: Strip) -> None:
     """States that last a moment on helios-tiny, in a film of 44 chunks whose prompt changes."""
     strip.open(FILM)
+    strip.page.mouse.move(1, 1)  # under the pointer the strip does not scroll by itself
     (node,) = [node["id"] for node in strip.frontend.serialized()["nodes"] if node["type"] == "HeliosRenderVideo"]
     take = {
         "id": "a" * 32, "node": str(node), "prompt_id": "p", "workflow": strip.frontend.serialized()["id"], "name": "",
