@@ -203,9 +203,13 @@ def undecoded(vae: Any) -> Iterator[None]:
 def own_rows(pair: Pair, size: tuple[int, int], clock: Clock) -> Iterator[Row]:
     """Ours under the options that diffusers has no counterpart of; each stays on for the next."""
     call = pair.call(*size, 3, [1, 1, 1], 1.0, "pt") | {"is_amplify_first_chunk": False}
+    pair.ours.transformer.use_cuda_graphs()
+    yield clock.row("clip of 3 chunks, [1, 1, 1], frames, CUDA graphs", lambda: pair.ours(**call), None)
     narrow_in_place(pair.ours.transformer)
-    yield clock.row("clip of 3 chunks, [1, 1, 1], frames, fp8 products", lambda: pair.ours(**call), None)
+    pair.ours.transformer.use_cuda_graphs()
+    yield clock.row("the same, fp8 products", lambda: pair.ours(**call), None)
     pair.ours.transformer.compile_blocks()
+    pair.ours.transformer.use_cuda_graphs()
     yield clock.row("the same, compiled", lambda: pair.ours(**call), None)
 
 

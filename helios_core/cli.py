@@ -113,6 +113,7 @@ def _pipeline(options: argparse.Namespace, model: Path) -> HeliosPipeline:
         attention=options.attention,
         fp8_matmul=options.fp8_matmul,
         compile=options.compile,
+        cuda_graphs=options.cuda_graphs,
     )
 
 
@@ -190,6 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--attention", choices=ATTENTION_NAMES, default="auto", help="attention kernels")
     command.add_argument("--fp8-matmul", action="store_true", help="8-bit matrix products: faster, not the same video")
     command.add_argument("--compile", action="store_true", help="torch.compile; the first chunk takes longer")
+    command.add_argument("--cuda-graphs", action="store_true", help="record the network once and replay it")
     command.add_argument("--take", help="keep finished chunks under this name; run again to go on where it stopped")
     command.add_argument("--store", type=Path, help=f"folder of chunks (default: {FOLDER_NAME} beside --output)")
     command.add_argument("--no-resume", action="store_true", help="with --take: make every chunk anew")

@@ -119,6 +119,7 @@ class HeliosPipeline:
         attention: str = "auto",
         fp8_matmul: bool = False,
         compile: bool = False,  # noqa: A002 - the field's word
+        cuda_graphs: bool = False,
     ) -> HeliosPipeline:
         """Loads a released folder, or a single transformer file in any known layout.
 
@@ -134,13 +135,14 @@ class HeliosPipeline:
         ``attention``: ``auto`` for the fastest exact kernel that is installed and made for this GPU, or one of
         ``transformer.ATTENTION_NAMES``. ``fp8_matmul`` multiplies in 8 bits in all but the first and last 3 blocks:
         faster, in half the memory, and not the same video. ``compile`` runs the blocks through torch.compile; the
-        first chunk then takes longer.
+        first chunk then takes longer. ``cuda_graphs`` records the network once per latent size and replays it.
 
         Raises:
             HeliosError: something is absent, foreign, incomplete or damaged, or an option does not fit the device.
         """
         check_offload(offload)
-        check_speed_options(offload, {"fp8_matmul": fp8_matmul, "compile": compile}, device)
+        options = {"fp8_matmul": fp8_matmul, "compile": compile, "cuda_graphs": cuda_graphs}
+        check_speed_options(offload, options, device)
         chosen_attention = choose_attention(attention, device)
         source = open_transformer(folder_or_repo_id, variant)
         folder = source.path if source.path.is_dir() else None
@@ -164,6 +166,8 @@ class HeliosPipeline:
         transformer.attention = chosen_attention
         if compile:
             transformer.compile_blocks()
+        if cuda_graphs:
+            transformer.use_cuda_graphs()
         return cls(
             transformer=transformer,
             vae=load_vae(vae, torch.float32, "cpu" if offload else device),
@@ -454,11 +458,13 @@ def check_speed_options(offload: str | None, options: dict[str, bool], device: t
     """Refuses options that do not go together, before anything is read.
 
     Raises:
-        HeliosError: streamed blocks cannot be compiled or narrowed, or the GPU has no 8-bit products.
+        HeliosError: streamed blocks cannot be compiled, recorded or narrowed, or the device cannot do what is asked.
     """
     chosen = [name for name, value in options.items() if value]
     if offload is not None and chosen:
         raise HeliosError(f"{chosen[0]}=True does not work with offload={offload!r}: blocks come and go; drop one.")
+    if "cuda_graphs" in chosen and torch.device(device).type != "cuda":
+        raise HeliosError(f"cuda_graphs=True needs a CUDA device, not device={str(device)!r}; leave it off.")
     if "fp8_matmul" in chosen:
         check_device(device)
 

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from .attention import CrossAttention, SelfAttention
 from .attention_backends import AttentionFunction
-from .kernels import TanhGELU, gated_residual, layer_norm, modulated_norm
+from .kernels import TanhGELU, affine_norm, gated_residual, layer_norm, may_overwrite, modulated_norm, segments
+
+FFN_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class HeliosBlock(nn.Module):
         dtype: torch.dtype | None,
     ):
         super().__init__()
-        self.eps = eps
+        self.eps, self.ffn_dim = eps, ffn_dim
         self.guidance_cross_attn = guidance_cross_attn
         self.self_attn = SelfAttention(dim, heads, eps, amplify_history, operations, device, dtype)
         self.cross_attn = CrossAttention(dim, heads, eps, operations, device, dtype)
@@ -87,5 +89,20 @@ class HeliosBlock(nn.Module):
         y = self.cross_attn(layer_norm(x[:, first:], self.norm3), text_keys_values, context.attention)
         x[:, first:] += y
 
-        y = self.ffn(modulated_norm(x, rows[3], rows[4], history, self.eps))
-        return gated_residual(x, y, rows[5], history, overwrite=True)
+        if x.is_cuda or not may_overwrite(x):
+            y = self.ffn(modulated_norm(x, rows[3], rows[4], history, self.eps))
+            return gated_residual(x, y, rows[5], history, overwrite=True)
+        for row, part in segments(x.shape[1], history, self._tokens_at_once(x)):
+            y = self.ffn(affine_norm(x[:, part], rows[4][row], rows[3][row], self.eps))
+            torch.addcmul(x[:, part], y, rows[5][row], out=x[:, part])
+        return x
+
+    def _tokens_at_once(self, x: Tensor) -> int:
+        """How many tokens the feed-forward takes on a CPU.
+
+        Its hidden layer is then small enough for the allocator to keep: a larger one is new memory each time, which
+        the system clears page by page for as long as the products take. Too few tokens would read the weights too
+        often.
+        """
+        by_memory = FFN_BYTES // (x.shape[0] * self.ffn_dim * x.element_size())
+        return max(by_memory, x.shape[-1] // 2)

@@ -95,14 +95,27 @@ def modulated_norm(
     x: Tensor, shift: tuple[Tensor, Tensor], scale: tuple[Tensor, Tensor], history: int, eps: float
 ) -> Tensor:
     """:func:`affine_norm` with one shift and scale for the leading ``history`` tokens and one for the others."""
-    parts = [affine_norm(x[:, part], scale[row], shift[row], eps) for row, part in segments(x.shape[1], history)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    parts = sorted(segments(x.shape[1], history), key=lambda part: part[1].start - part[1].stop)
+    if not may_overwrite(x):
+        parts = segments(x.shape[1], history)
+        return torch.cat([affine_norm(x[:, part], scale[row], shift[row], eps) for row, part in parts], dim=1)
+    # All tokens with the rows of the larger part, then the smaller part again: less to copy than joining two results.
+    out = affine_norm(x, scale[parts[0][0]], shift[parts[0][0]], eps)
+    for row, part in parts[1:]:
+        out[:, part] = affine_norm(x[:, part], scale[row], shift[row], eps)
+    return out
 
 
-def segments(length: int, history: int) -> list[tuple[int, slice]]:
-    """The rows of modulation, 0 for history and 1 for noisy tokens, with the tokens each belongs to."""
-    parts = [(0, slice(0, history)), (1, slice(history, length))]
-    return [(row, part) for row, part in parts if part.stop > part.start]
+def segments(length: int, history: int, most: int | None = None) -> list[tuple[int, slice]]:
+    """The rows of modulation, 0 for history and 1 for noisy tokens, with the tokens each belongs to.
+
+    ``most`` limits the tokens of a part.
+    """
+    parts = []
+    for row, (start, stop) in enumerate([(0, history), (history, length)]):
+        size = most or max(1, stop - start)
+        parts += [(row, slice(first, min(first + size, stop))) for first in range(start, stop, size)]
+    return parts
 
 
 class TanhGELU(nn.GELU):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ..errors import HeliosError
 from .attention_backends import AttentionFunction, sdpa_attention
 from .block import BlockContext, HeliosBlock
+from .graphs import Capture, GraphedForward
 from .kernels import affine_norm, compute_dtype, rotation
 from .prepared import PreparedHistory, PreparedText
 from .rope import NOISY_START, RopeTables, pad_to_multiple
@@ -108,6 +109,7 @@ class HeliosTransformer(nn.Module):
         self.config.check()
         self.dtype = dtype or torch.get_default_dtype()
         self.attention = attention
+        self._graphed: GraphedForward | None = None
         self._rope = RopeTables(self.config.rope_dim, self.config.rope_theta)
         c, dim = self.config, self.config.dim
         at: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -152,6 +154,13 @@ class HeliosTransformer(nn.Module):
         """
         for block in self.blocks:
             block.compile(dynamic=False, **options)
+
+    def use_cuda_graphs(self, capture: Capture | None = None) -> None:
+        """Records the forward of every latent size at its first use, and replays it from then on.
+
+        The weights must stay where they are. ``capture`` records (see :mod:`graphs`).
+        """
+        self._graphed = GraphedForward(self.prepared_forward, self._rope.held, capture)
 
     # --- once per prompt, once per chunk -------------------------------------------------------------------
 
@@ -198,6 +207,13 @@ class HeliosTransformer(nn.Module):
         history = self._as_prepared_history(history_short, history_mid, history_long)
         if not isinstance(text, PreparedText):
             text = self.prepare_text(text.to(latents.dtype))
+        run = self.prepared_forward if self._graphed is None else self._graphed
+        return run(latents, timestep, text, history)
+
+    def prepared_forward(
+        self, latents: Tensor, timestep: Tensor, text: PreparedText, history: PreparedHistory | None
+    ) -> Tensor:
+        """:meth:`forward` with everything prepared."""
         return self.velocity(latents, timestep, text, history, self.attention, self.run_block)
 
     def velocity(
@@ -209,7 +225,7 @@ class HeliosTransformer(nn.Module):
         attention: AttentionFunction,
         run_block: RunBlock,
     ) -> Tensor:
-        """:meth:`forward` with everything prepared; a host application chooses attention and wraps blocks."""
+        """:meth:`prepared_forward` for a host application that chooses attention and wraps blocks."""
         self._check_latents(latents, timestep)
         x = self.patch_embedding(latents)
         frames, height, width = x.shape[2:]

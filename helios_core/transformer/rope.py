@@ -89,6 +89,10 @@ class RopeTables:
         key = ("noisy", frames, height, width, start, device)
         return self._get(key, lambda: noisy_table(frames, height, width, self._rope_dim, self._theta, start, device))
 
+    def held(self) -> list[Tensor]:
+        """The tables as they are now, for whoever must keep them alive."""
+        return list(self._tables.values())
+
     def _get(self, key: tuple, make: Callable[[], Tensor]) -> Tensor:
         if key not in self._tables:
             if len(self._tables) >= self._keep:

@@ -100,6 +100,29 @@ def test_blocks_are_compiled_once_for_a_whole_chain(tiny_folder):
     dynamo.reset()
 
 
+def test_recorded_forward_follows_prompts_history_and_sizes(tiny_folder):
+    pipeline = HeliosPipeline.from_pretrained(tiny_folder("distilled"))
+    rows = {"prompt": None, "prompt_schedule": [(0, "a boat"), (2, "a storm")], "num_frames": 132}
+    expected = pipeline(**CLIP | rows).latents
+    recorded = []
+
+    def record(run, pool):
+        """Like a CUDA graph: the same memory in, the same memory out."""
+        out = run()
+        recorded.append(out.shape)
+        return lambda: out.copy_(run()), out
+
+    pipeline.transformer.use_cuda_graphs(record)
+    assert torch.equal(pipeline(**CLIP | rows).latents, expected)
+    assert len(recorded) == len(set(recorded)) == 3, "one per pyramid stage"
+    # Two prompts in turn, as with guidance; their steps overlap in nothing.
+    guided = {"guidance_scale": 3.0, "negative_prompt": "rain"}
+    again = pipeline(**CLIP | guided).latents
+    assert len(recorded) == 3
+    pipeline.transformer._graphed = None
+    assert torch.equal(pipeline(**CLIP | guided).latents, again)
+
+
 def test_fp8_product_is_that_of_the_rounded_numbers():
     linear, x = torch.nn.Linear(64, 48), torch.randn(2, 5, 64)
     layer = Fp8Linear(linear)
@@ -168,6 +191,11 @@ def test_refuses_options_that_exclude_each_other(options, message):
         check_speed_options("disk", options, "cpu")
 
 
+def test_refuses_graphs_without_cuda():
+    with pytest.raises(HeliosError, match="cuda_graphs=True needs a CUDA device, not device='cpu'"):
+        check_speed_options(None, {"cuda_graphs": True}, "cpu")
+
+
 def test_refuses_fp8_on_old_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 6))
     with pytest.raises(HeliosError, match=r"capability 8\.9 or newer, this one has 8\.6"):
@@ -216,3 +244,12 @@ def test_gpu_fp8_matmul(tiny_folder):
     layer = Fp8Linear(linear).to("cuda")
     layer.load_state_dict(narrowed(linear.weight) | {"bias": linear.bias})
     assert (layer(x) - linear(x)).abs().mean() <= 0.06 * linear(x).abs().mean()
+
+
+@pytest.mark.gpu
+def test_gpu_graphs_give_the_same_video(tiny_folder):
+    folder = tiny_folder("distilled")
+    expected = HeliosPipeline.from_pretrained(folder, torch.bfloat16, "cuda")(**CLIP).latents
+    graphed = HeliosPipeline.from_pretrained(folder, torch.bfloat16, "cuda", cuda_graphs=True)
+    for _ in range(2):
+        assert torch.equal(graphed(**CLIP).latents, expected)

@@ -12,8 +12,10 @@ from torch import Tensor
 from helios_core.checkpoint.vae_names import vae_from_diffusers, vae_to_diffusers
 from helios_core.errors import HeliosError
 from helios_core.vae import VAEConfig, WanVAE, load_vae
+from helios_core.video import read_video
 
 RELEASED_KEYS = Path(__file__).resolve().parents[3] / "shared" / "reference" / "vae_keys.json"
+CLIP = RELEASED_KEYS.parents[1] / "media" / "toy_2.mp4"
 TOLERANCE = 2e-5
 
 
@@ -276,3 +278,17 @@ def test_load_vae_refuses_another_network(folder):
     edit_config(folder, is_residual=False, z_dim=48)
     with pytest.raises(HeliosError, match="latents_mean has 16 entries"):
         load_vae(folder)
+
+
+def test_bfloat16_keeps_real_frames(tiny_folder):
+    """Encoded and decoded in bfloat16 against float32: at least 40 dB, on a real clip."""
+    if not CLIP.is_file():
+        pytest.skip("needs the shared clip toy_2.mp4")
+    frames = read_video(CLIP)[:33].permute(3, 0, 1, 2).float() / 127.5 - 1
+    video = torch.nn.functional.interpolate(frames[None], size=(33, 64, 96), mode="trilinear")
+    folder = tiny_folder("distilled")
+    exact, half = load_vae(folder), load_vae(folder, dtype=torch.bfloat16)
+    expected = exact.decode(exact.encode(video)[0])
+    result = half.decode(half.encode(video)[0]).float()
+    error = ((result - expected) / 2).square().mean()
+    assert expected.std() > 0.05 and 10 * torch.log10(1 / error) >= 40
