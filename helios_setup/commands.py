@@ -19,6 +19,7 @@ from helios_setup.workflow import VARIANTS, chunks_for, load_workflow
 
 DEFAULT_WORKFLOW = "helios_distilled_t2v"
 INTERRUPTED = 130
+MOST_TEST_PROCESSES = 4  # each may start a ComfyUI of its own
 
 
 class ExactParser(argparse.ArgumentParser):
@@ -126,7 +127,16 @@ def run_tests(tree: Path, arguments: Sequence[str]) -> int:
     """Run pytest in the checkout with the tree named; its exit code."""
     install_system_tools()
     environment = {**os.environ, "COMFYUI_PATH": str(tree)}
+    # The tensors are tiny: more threads than processes cost time.
+    environment.setdefault("OMP_NUM_THREADS", "1")
     # The console program, not `python -m`: that would put the checkout, whose `nodes` package hides
     # ComfyUI's module of that name, on sys.path.
-    command = [str(venv_program("pytest")), *arguments]
+    command = [str(venv_program("pytest")), *_parallel(arguments), *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+
+
+def _parallel(arguments: Sequence[str]) -> list[str]:
+    """Test files spread over the processors, unless the caller decides about that, or wants a debugger."""
+    decided = any(argument.startswith(("-n", "--numprocesses", "--dist", "--pdb")) for argument in arguments)
+    processes = min(MOST_TEST_PROCESSES, os.cpu_count() or 1)
+    return [] if decided or processes < 2 else ["-n", str(processes), "--dist", "loadfile"]

@@ -14,22 +14,23 @@ ROOT = Path(__file__).resolve().parent.parent
 MOST_THREADS = 4
 
 
-def _import_helios_setup() -> None:
-    """Make `helios_setup` importable without the checkout on sys.path.
+def _import_from_checkout(name: str, folder: Path) -> None:
+    """Make a package of the checkout importable as ``name`` without the checkout on sys.path.
 
     The checkout's `nodes` package would hide ComfyUI's module of that name there.
     """
-    folder = ROOT / "helios_setup"
     spec = importlib.util.spec_from_file_location(
-        "helios_setup", folder / "__init__.py", submodule_search_locations=[str(folder)]
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["helios_setup"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
 
 
-_import_helios_setup()
+_import_from_checkout("helios_setup", ROOT / "helios_setup")
+# `tools` is too common a name to claim.
+_import_from_checkout("helios_tools", ROOT / "tools")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

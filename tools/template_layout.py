@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import count
 
 MARGIN = 20.0  # from a group's frame to its nodes
 GROUP_TITLE = 36.0  # height of a group's title bar
@@ -75,7 +76,7 @@ def arrange(
     Raises:
         ValueError: a node whose class type stands in no group, or that is wider than its column.
     """
-    contents = [_contents(graph, column) for column in columns]
+    contents = _numbered([_contents(graph, column) for column in columns])
     placed = {node for groups in contents for _, nodes in groups for node in nodes}
     if placed != set(graph):
         strange = sorted({graph[node]["class_type"] for node in set(graph) - placed})
@@ -105,6 +106,15 @@ def _contents(graph: Mapping[str, dict], column: Column) -> list[tuple[Group, li
         if nodes:
             found.append((group, nodes))
     return found
+
+
+def _numbered(contents: list[list[tuple[Group, list[str]]]]) -> list[list[tuple[Group, list[str]]]]:
+    """The same with the groups' titles numbered in reading order."""
+    numbers = count(1)
+    return [
+        [(replace(group, title=f"{next(numbers)} · {group.title}"), nodes) for group, nodes in column]
+        for column in contents
+    ]
 
 
 def _is_last(node: Mapping) -> bool:

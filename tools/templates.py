@@ -14,9 +14,9 @@ COLUMNS = (
     Column(
         width=400,
         groups=(
-            Group("1 · Model", BLUE, ("HeliosModelLoader", "HeliosTextEncoderLoader", "HeliosVAELoader")),
+            Group("Model", BLUE, ("HeliosModelLoader", "HeliosTextEncoderLoader", "HeliosVAELoader")),
             Group(
-                "2 · Start and size",
+                "Start and size",
                 GREEN,
                 ("LoadImage", "LoadVideo", "HeliosEmptyHistory", "HeliosImageHistory", "HeliosVideoHistory"),
             ),
@@ -25,21 +25,21 @@ COLUMNS = (
     Column(
         width=440,
         groups=(
-            Group("3 · Prompt", YELLOW, ("CLIPTextEncode", "HeliosPromptSchedule")),
-            Group("4 · Steps", TEAL, ("HeliosBaseSampler", "HeliosPyramidSampler", "HeliosDMDSampler")),
+            Group("Prompt", YELLOW, ("CLIPTextEncode", "HeliosPromptSchedule")),
+            Group("Steps", TEAL, ("HeliosBaseSampler", "HeliosPyramidSampler", "HeliosDMDSampler")),
         ),
     ),
     Column(
         width=400,
         groups=(
             Group(
-                "5 · Chunks",
+                "Chunks",
                 BLUE,
                 ("HeliosSampleChunk", "HeliosChunkChain", "LatentConcat", "HeliosDecode", "BatchImagesNode"),
             ),
         ),
     ),
-    Column(width=440, groups=(Group("6 · Video", RED, ("HeliosRenderVideo", "CreateVideo", "SaveVideo")),)),
+    Column(width=440, groups=(Group("Video", RED, ("HeliosRenderVideo", "CreateVideo", "SaveVideo")),)),
 )
 # Room for a paragraph, the film strip of a running take, and the finished video.
 HEIGHTS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -14,16 +15,19 @@ from helios_setup.server import ComfyServer
 from helios_setup.workflow import VARIANTS
 
 
-def _load_harness() -> ModuleType:
-    """`server.py` beside this file; test folders are not packages, so it cannot be imported by name."""
-    spec = importlib.util.spec_from_file_location("helios_comfy_harness", Path(__file__).with_name("server.py"))
+def _load(name: str) -> ModuleType:
+    """A file beside this one as the module `helios_comfy_<name>`; test folders are not packages."""
+    module_name = f"helios_comfy_{name}"
+    spec = importlib.util.spec_from_file_location(module_name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
     spec.loader.exec_module(module)
     return module
 
 
-harness = _load_harness()
+harness = _load("server")
+_load("graphs")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,54 +11,26 @@ from pathlib import Path
 
 import aiohttp
 import av
+import helios_comfy_graphs as graphs
 import pytest
 import torch
+from helios_comfy_graphs import SIZE, node
 from PIL import Image
 from safetensors.torch import load_file
 
 from helios_setup.errors import PromptRejectedError
 from helios_setup.server import OPENER, failure
 
-TINY = "helios-tiny-distilled"
-SIZE, FRAMES, STEPS = 64, 33, 3
+FRAMES, STEPS = 33, 3
 TEXT_MESSAGE = 3
 CHAIN_INPUTS = ("model", "positive", "negative", "cfg", "sampler", "history", "seed", "num_chunks")
 
 
-def node(kind, **inputs):
-    return {"class_type": kind, "inputs": inputs}
-
-
 def film(prefix, chunks=3, **changes):
-    """A small render: one step a stage, 64x64."""
-    inputs = {
-        "model": ["model", 0],
-        "positive": ["positive", 0],
-        "negative": ["negative", 0],
-        "cfg": 1.0,
-        "sampler": ["sampler", 0],
-        "history": ["history", 0],
-        "seed": 3,
-        "num_chunks": chunks,
-        "vae": ["vae", 0],
-        "fps": 24.0,
-        "codec": "h264",
-        "quality": 30,
-        "filename_prefix": prefix,
-        "resume": True,
-    }
-    return {
-        "model": node("HeliosModelLoader", model=TINY, weight_dtype="default", attention="auto"),
-        "clip": node("HeliosTextEncoderLoader", text_encoder=TINY),
-        "vae": node("HeliosVAELoader", vae=TINY),
-        "positive": node("HeliosPromptScheduleText", clip=["clip", 0], text="0: a boat / 2: a storm", blend=0),
-        "negative": node("CLIPTextEncode", clip=["clip", 0], text=""),
-        "history": node("HeliosEmptyHistory", width=SIZE, height=SIZE, batch_size=1),
-        "sampler": node(
-            "HeliosDMDSampler", steps="1, 1, 1", stage_range="", gamma="1/3", amplify_first_chunk=False
-        ),
-        "render": node("HeliosRenderVideo", **inputs | changes),
-    }  # fmt: skip
+    """The small render with two prompts."""
+    graph = graphs.film(prefix, chunks, quality=30, **changes)
+    graph["positive"] = node("HeliosPromptScheduleText", clip=["clip", 0], text="0: a boat / 2: a storm", blend=0)
+    return graph
 
 
 def chain(chunks=3, **changes):

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
-import sys
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from helios_tools import frontend as browser
+from helios_tools import locales
 
 from helios_setup.paths import API_WORKFLOWS, PACK_NAME, ROOT
 from helios_setup.server import ComfyServer
@@ -86,23 +85,6 @@ FOCUS = """async type => {
   const { left, top } = app.canvas.canvas.getBoundingClientRect()
   return [(node.pos[0] + 60 + offset[0]) * scale + left, (node.pos[1] - 12 + offset[1]) * scale + top]
 }"""
-
-
-def _import_tools(module: str) -> ModuleType:
-    """A module of the checkout's `tools`, which is not on sys.path (see `helios_setup` in tests/conftest.py)."""
-    if "helios_tools" not in sys.modules:
-        folder = ROOT / "tools"
-        spec = importlib.util.spec_from_file_location(
-            "helios_tools", folder / "__init__.py", submodule_search_locations=[str(folder)]
-        )
-        assert spec is not None and spec.loader is not None
-        package = importlib.util.module_from_spec(spec)
-        sys.modules["helios_tools"] = package
-        spec.loader.exec_module(package)
-    return importlib.import_module(f"helios_tools.{module}")
-
-
-locales = _import_tools("locales")
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +242,6 @@ def test_chinese_names_are_complete(comfy: ComfyServer) -> None:
 @contextmanager
 def opened(comfy: ComfyServer, **settings: Any) -> Iterator[Any]:
     pytest.importorskip("playwright", reason="Playwright is not installed: pip install playwright")
-    browser = _import_tools("frontend")
     program = browser.chromium_path()
     if program is None:
         pytest.skip("no Chromium on PATH (Debian: apt install chromium), and HELIOS_CHROMIUM names none")

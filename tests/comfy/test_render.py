@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helios_comfy_graphs import film, node
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -18,46 +19,8 @@ from helios_core.video import read_video
 from helios_setup.errors import PromptRejectedError
 from helios_setup.server import failure, output_files
 
-TINY = "helios-tiny-distilled"
-SIZE, FRAMES = 64, 33
-CHUNKS = 4
+FRAMES, CHUNKS = 33, 4
 ARGUMENTS = ("--cpu", "--force-fp32", "--fp32-text-enc")
-
-
-def node(kind, **inputs):
-    return {"class_type": kind, "inputs": inputs}
-
-
-def film(prefix="film", chunks=CHUNKS, **changes):
-    """A small render: one step a stage, 64x64."""
-    inputs = {
-        "model": ["model", 0],
-        "positive": ["positive", 0],
-        "negative": ["negative", 0],
-        "cfg": 1.0,
-        "sampler": ["sampler", 0],
-        "history": ["history", 0],
-        "seed": 3,
-        "num_chunks": chunks,
-        "vae": ["vae", 0],
-        "fps": 24.0,
-        "codec": "h264",
-        "quality": 18,
-        "filename_prefix": prefix,
-        "resume": True,
-    }
-    return {
-        "model": node("HeliosModelLoader", model=TINY, weight_dtype="default", attention="auto"),
-        "clip": node("HeliosTextEncoderLoader", text_encoder=TINY),
-        "vae": node("HeliosVAELoader", vae=TINY),
-        "positive": node("CLIPTextEncode", clip=["clip", 0], text="a boat"),
-        "negative": node("CLIPTextEncode", clip=["clip", 0], text=""),
-        "history": node("HeliosEmptyHistory", width=SIZE, height=SIZE, batch_size=1),
-        "sampler": node(
-            "HeliosDMDSampler", steps="1, 1, 1", stage_range="", gamma="1/3", amplify_first_chunk=False
-        ),
-        "render": node("HeliosRenderVideo", **inputs | changes),
-    }  # fmt: skip
 
 
 def output(comfy) -> Path:

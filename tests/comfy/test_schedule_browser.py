@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from helios_tools import frontend as browser
 
 from helios_core.errors import HeliosError
 from helios_core.prompts import PromptSchedule, parse_schedule
@@ -65,23 +63,6 @@ SET_WIDGET = """([node, name, value]) => {
 WIDGET = "([node, name]) => app.graph.getNodeById(node).widgets.find(widget => widget.name === name).value"
 CAPTURE = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()"
 PARSE = f"async text => (await import('/extensions/{PACK_NAME}/{SCRIPT.name}')).parseSchedule(text)"
-
-
-def _browser() -> ModuleType:
-    """The checkout's `tools.frontend`; `tools` is not on sys.path (see `helios_setup` in tests/conftest.py)."""
-    if "helios_tools" not in sys.modules:
-        folder = ROOT / "tools"
-        spec = importlib.util.spec_from_file_location(
-            "helios_tools", folder / "__init__.py", submodule_search_locations=[str(folder)]
-        )
-        assert spec is not None and spec.loader is not None
-        package = importlib.util.module_from_spec(spec)
-        sys.modules["helios_tools"] = package
-        spec.loader.exec_module(package)
-    return importlib.import_module("helios_tools.frontend")
-
-
-browser = _browser()
 
 
 class Editor:

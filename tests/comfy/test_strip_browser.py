@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import os
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from helios_tools import frontend as browser
 
 from helios_setup.paths import PACK_NAME, ROOT
 from helios_setup.server import ComfyServer
@@ -69,23 +67,6 @@ const { observe, disconnect } = ResizeObserver.prototype
 ResizeObserver.prototype.observe = function (...values) { if (ours()) live.observers++; observe.apply(this, values) }
 ResizeObserver.prototype.disconnect = function () { if (ours()) live.observers--; disconnect.apply(this) }
 """
-
-
-def _import_frontend() -> ModuleType:
-    """The checkout's `tools.frontend`; the checkout is not on sys.path (see `helios_setup` in tests/conftest.py)."""
-    if "helios_tools" not in sys.modules:
-        folder = ROOT / "tools"
-        spec = importlib.util.spec_from_file_location(
-            "helios_tools", folder / "__init__.py", submodule_search_locations=[str(folder)]
-        )
-        assert spec is not None and spec.loader is not None
-        package = importlib.util.module_from_spec(spec)
-        sys.modules["helios_tools"] = package
-        spec.loader.exec_module(package)
-    return importlib.import_module("helios_tools.frontend")
-
-
-browser = _import_frontend()
 
 
 class Strip:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from helios_tools import frontend as browser
+from helios_tools.templates import TEMPLATES
 
 from helios_setup.paths import API_WORKFLOWS, PACK_NAME, ROOT
 from helios_setup.server import ComfyServer
@@ -19,24 +18,6 @@ from helios_setup.server import ComfyServer
 WORKFLOWS = ROOT / "workflows"
 # More would make the template browser slow to fill.
 LARGEST_THUMBNAIL = 200_000
-
-
-def _import_tools(module: str) -> ModuleType:
-    """A module of the checkout's `tools`, which is not on sys.path (see `helios_setup` in tests/conftest.py)."""
-    if "helios_tools" not in sys.modules:
-        folder = ROOT / "tools"
-        spec = importlib.util.spec_from_file_location(
-            "helios_tools", folder / "__init__.py", submodule_search_locations=[str(folder)]
-        )
-        assert spec is not None and spec.loader is not None
-        package = importlib.util.module_from_spec(spec)
-        sys.modules["helios_tools"] = package
-        spec.loader.exec_module(package)
-    return importlib.import_module(f"helios_tools.{module}")
-
-
-browser = _import_tools("frontend")
-TEMPLATES = _import_tools("templates").TEMPLATES
 
 
 def read(file: Path) -> dict[str, Any]:
