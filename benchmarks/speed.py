@@ -230,38 +230,51 @@ def text_row(device: torch.device, dtype: torch.dtype, clock: Clock) -> Row:
 
 
 @torch.no_grad()
-def measure(device: torch.device, pairs: int, quick: bool, config: dict[str, Any]) -> dict[str, Any]:
-    """All rows of one device."""
+def measure(device: torch.device, pairs: int, quick: bool, config: dict[str, Any]) -> None:
+    """All rows of one device; what was measured is saved whatever happens later."""
     on_gpu = device.type == "cuda"
     dtype = torch.bfloat16 if on_gpu else torch.float32
-    size = FULL_SIZE if on_gpu else SCALED_SIZE
-    clock, few = Clock(device, pairs), Clock(device, min(3, pairs))
     ceiling = ceilings(device, dtype)
     print("ceilings, TFLOP/s:", {name: round(value / 1e12, 3) for name, value in ceiling.items()}, flush=True)
     print("| what | ours, s | diffusers, s | ratio | spread | share of the floor |\n" + "|---" * 6 + "|", flush=True)
-    rows = [text_row(device, dtype, clock)] if on_gpu else []
+    measured: list[Row] = []
+    try:
+        for row in rows_of(device, dtype, pairs, quick, config, ceiling):
+            measured.append(row)
+    finally:
+        result = {
+            "device": device_name(device),
+            "torch": torch.__version__,
+            "size": list(FULL_SIZE if on_gpu else SCALED_SIZE),
+            "dtype": str(dtype),
+            "config": config,
+            "ceilings": ceiling,
+            "rows": [asdict(row) | {"ratio": row.ratio} for row in measured],
+        }
+        print("written to", save(result).name)
+
+
+def rows_of(
+    device: torch.device, dtype: torch.dtype, pairs: int, quick: bool, config: dict[str, Any], ceiling: dict[str, float]
+) -> Iterator[Row]:
+    on_gpu = device.type == "cuda"
+    size = FULL_SIZE if on_gpu else SCALED_SIZE
+    clock, few = Clock(device, pairs), Clock(device, min(3, pairs))
+    if on_gpu:
+        yield text_row(device, dtype, clock)
     pair = build_pair("distilled", device, dtype, dtype, **config)
-    rows += network_rows(pair, size, clock, ceiling)
-    rows += vae_rows(pair, size, few, ceiling)
+    yield from network_rows(pair, size, clock, ceiling)
+    yield from vae_rows(pair, size, few, ceiling)
     one = [(f"chunk, {steps}, latents", 1, steps, 1.0, "latent") for steps in ([1, 1, 1], [2, 2, 2])]
-    rows += clip_rows(pair, size, clock, one)
+    yield from clip_rows(pair, size, clock, one)
     if not quick:
         clips = [(f"clip of 3 chunks, {steps}, frames", 3, steps, 1.0, "pt") for steps in ([1, 1, 1], [2, 2, 2])]
-        rows += clip_rows(pair, size, few, clips)
+        yield from clip_rows(pair, size, few, clips)
         for variant, steps in (("mid", [2, 2, 2]), ("base", [5])):
             guided = [(f"chunk, {variant} {steps}, cfg 5, latents", 1, steps, 5.0, "latent")]
-            rows += clip_rows(other_variant(pair, variant), size, few, guided)
+            yield from clip_rows(other_variant(pair, variant), size, few, guided)
     if on_gpu:
-        rows += own_rows(pair, size, few)
-    return {
-        "device": device_name(device),
-        "torch": torch.__version__,
-        "size": list(size),
-        "dtype": str(dtype),
-        "config": config,
-        "ceilings": ceiling,
-        "rows": [asdict(row) | {"ratio": row.ratio} for row in rows],
-    }
+        yield from own_rows(pair, size, few)
 
 
 def device_name(device: torch.device) -> str:
@@ -291,11 +304,11 @@ def main() -> None:
     scaled["vae_width"] = SCALED_VAE
     if options.part != "cuda":
         print("\n## CPU\n")
-        print("written to", save(measure(torch.device("cpu"), options.pairs, options.quick, scaled)).name)
+        measure(torch.device("cpu"), options.pairs, options.quick, scaled)
     if options.part != "cpu":
         print("\n## CUDA device\n")
         if torch.cuda.is_available():
-            print("written to", save(measure(torch.device("cuda"), options.pairs, options.quick, {})).name)
+            measure(torch.device("cuda"), options.pairs, options.quick, {})
         else:
             print("not measured: this machine has no CUDA device")
 

@@ -7,7 +7,7 @@ import re
 from .errors import HeliosError
 
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
-_CHANGE = re.compile(r"([0-9]+)\s*:\s*([0-9]+)")
+_CHANGE = re.compile(r"0*([0-9]{1,20})\s*:\s*0*([0-9]{1,20})")
 
 SeedChanges = tuple[tuple[int, int], ...]
 """(first chunk, seed) in rising order."""
@@ -28,8 +28,7 @@ def parse_seed_changes(text: str) -> SeedChanges:
             raise HeliosError(
                 f"seed_changes has {part.strip()[:40]!r}, which is not a chunk and its seed; write it like '7: 123'."
             )
-        # Longer texts are refused before they become numbers, which Python itself limits.
-        chunk, seed = (int(number[:30]) for number in match.groups())
+        chunk, seed = (int(number) for number in match.groups())
         if chunk in found:
             raise HeliosError(f"seed_changes names chunk {chunk} twice; keep one seed for it.")
         if seed > MAX_SEED:

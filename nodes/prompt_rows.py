@@ -20,8 +20,8 @@ def prompt_rows(graph: Graph, node: str) -> tuple[tuple[int, str], ...]:
     """(first chunk, text) of the schedule at a node's ``positive``; texts the graph does not show are left out."""
     try:
         rows = _rows(graph, _inputs(graph, node).get("positive"), MOST_NODES)
-    except (HeliosError, TypeError, ValueError):
-        # The node that owns the text tells what is wrong with it.
+    except (HeliosError, TypeError, ValueError, AttributeError, LookupError):
+        # The node that owns the text tells what is wrong with it; a render does not fail for its captions.
         return ()
     return tuple(sorted((first, text) for first, text in rows if text))
 
@@ -45,7 +45,8 @@ def _rows(graph: Graph, link: Any, budget: int) -> list[tuple[int, str]]:
     rows = [name for name in inputs if name.startswith("rows.row_")]
     rows.sort(key=lambda name: int(name.removeprefix("rows.row_")))
     texts = [_text(graph, inputs[name], budget - 1) for name in rows]
-    new = list(zip(parse_chunks(inputs["first_chunks"]), texts, strict=False))
+    first = inputs["first_chunks"]
+    new = list(zip(parse_chunks(_text(graph, first, budget) if _is_link(first) else first), texts, strict=False))
     return [*_rows(graph, inputs.get("before"), budget - 1), *new]
 
 

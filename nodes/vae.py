@@ -71,7 +71,8 @@ def load_vae(path: str | Path) -> comfy.sd.VAE:
 
 def use_own_network(vae: comfy.sd.VAE) -> None:
     """Replaces core's Wan 2.1 network by ours with the same weights, types and devices."""
-    weights = vae.first_stage_model.state_dict()
+    # With dynamic VRAM core leaves the file's type to be cast on use, which our layers do not do.
+    weights = {key: tensor.to(vae.vae_dtype) for key, tensor in vae.first_stage_model.state_dict().items()}
     config = VAEConfig(base_dim=weights["encoder.conv1.weight"].shape[0])
     budget = int(comfy.model_management.get_total_memory(vae.device) * PASS_SHARE)
     network = VideoVAE(budget, config=config, device="meta")

@@ -29,8 +29,9 @@ def _import_from_checkout(name: str, folder: Path) -> None:
 
 
 _import_from_checkout("helios_setup", ROOT / "helios_setup")
-# `tools` is too common a name to claim.
+# `tools` and `benchmarks` are too common as names to claim.
 _import_from_checkout("helios_tools", ROOT / "tools")
+_import_from_checkout("helios_benchmarks", ROOT / "benchmarks")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

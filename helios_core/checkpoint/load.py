@@ -53,7 +53,7 @@ def load_transformer(
 
 def _placed_fp8(key: str, tensor: Tensor, device: torch.device | str, scale: Tensor | None) -> dict[str, Tensor]:
     """A matrix and its scale; one that is e4m3 in the file stays as it is."""
-    if scale is not None and tensor.dtype == torch.float8_e4m3fn:
+    if scale is not None and scale.numel() == 1 and tensor.dtype == torch.float8_e4m3fn:
         return {key: tensor.to(device), f"{key}_scale": scale.to(device, torch.float32).reshape(())}
     content = narrowed(place(key, tensor, torch.float32, device, scale))
     return {key: content["weight"], f"{key}_scale": content["weight_scale"]}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import HeliosError
 
-Capability = tuple[int, int]
+# Older versions of PyTorch can choose among backends, and not order them.
+_HAS_PRIORITY = "set_priority" in inspect.signature(sdpa_kernel).parameters
 
 
 class AttentionFunction(Protocol):
@@ -43,7 +45,7 @@ class Backend:
     def installed(self) -> bool:
         try:
             return importlib.util.find_spec(self.module) is not None
-        except ModuleNotFoundError:  # a parent package is absent
+        except (ImportError, OSError):  # the parent package is absent, or built for another PyTorch
             return False
 
     def load(self) -> AttentionFunction:
@@ -82,8 +84,12 @@ def choose_attention(name: str = "auto", device: torch.device | str = "cpu") -> 
         raise HeliosError(f"attention={name!r} is unknown; use one of {', '.join(ATTENTION_NAMES)}.")
     generation = _generation(torch.device(device))
     if name == "auto":
-        usable = [b for b in BACKENDS.values() if b.exact and generation in b.generations and b.installed()]
-        return usable[0].load() if usable else sdpa_attention
+        for backend in BACKENDS.values():
+            if backend.exact and generation in backend.generations and backend.installed():
+                # One that is built for another PyTorch is as good as none.
+                with suppress(ImportError, OSError, AttributeError):
+                    return backend.load()
+        return sdpa_attention
     if name == "sdpa":
         return sdpa_attention
     backend = BACKENDS[name]
@@ -93,7 +99,10 @@ def choose_attention(name: str = "auto", device: torch.device | str = "cpu") -> 
         raise HeliosError(f"attention={name!r} has kernels for compute capability {made_for}, not for {has}; use sdpa.")
     if not backend.installed():
         raise HeliosError(f"attention={name!r} needs the Python module {backend.module}; install it, or use sdpa.")
-    return backend.load()
+    try:
+        return backend.load()
+    except (ImportError, OSError, AttributeError) as error:
+        raise HeliosError(f"attention={name!r} cannot be loaded ({error}); reinstall it, or use sdpa.") from error
 
 
 def is_exact_attention(name: str) -> bool:
@@ -116,7 +125,7 @@ def _generation(device: torch.device) -> int | None:
 
 def _prefers_cudnn(q: Tensor) -> bool:
     """PyTorch's own flash kernels are FlashAttention 2, which leaves half of a Hopper or Blackwell chip idle."""
-    return q.is_cuda and q.dtype != torch.float32 and _generation(q.device) in (9, 10)
+    return q.is_cuda and q.dtype != torch.float32 and _HAS_PRIORITY and _generation(q.device) in (9, 10)
 
 
 def _cudnn_first() -> Any:

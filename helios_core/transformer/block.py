@@ -87,9 +87,12 @@ class HeliosBlock(nn.Module):
 
         first = history if self.guidance_cross_attn else 0
         y = self.cross_attn(layer_norm(x[:, first:], self.norm3), text_keys_values, context.attention)
-        x[:, first:] += y
+        if may_overwrite(y):
+            x[:, first:] += y
+        else:
+            x = torch.cat([x[:, :first], x[:, first:] + y], dim=1)
 
-        if x.is_cuda or not may_overwrite(x):
+        if x.device.type != "cpu" or not may_overwrite(x):
             y = self.ffn(modulated_norm(x, rows[3], rows[4], history, self.eps))
             return gated_residual(x, y, rows[5], history, overwrite=True)
         for row, part in segments(x.shape[1], history, self._tokens_at_once(x)):

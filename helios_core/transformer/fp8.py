@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -60,17 +58,20 @@ def narrowed(weight: Tensor) -> dict[str, Tensor]:
 
 
 def check_device(device: torch.device | str) -> None:
-    """Refuses a GPU without 8-bit matrix products.
+    """Refuses what has no 8-bit matrix products of this format.
 
     Raises:
-        HeliosError: its compute capability is below 8.9.
+        HeliosError: a GPU of compute capability below 8.9, or another kind of device.
     """
     device = torch.device(device)
-    if device.type != "cuda" or torch.version.hip is not None:
+    if device.type == "cpu":
         return
-    capability: Any = torch.cuda.get_device_capability(device)
-    if capability < OLDEST_CAPABILITY:
-        has = ".".join(map(str, capability))
+    has = "none" if device.type != "cuda" or torch.version.hip is not None else _capability(device)
+    if has == "none" or tuple(map(int, has.split("."))) < OLDEST_CAPABILITY:
         raise HeliosError(
-            f"fp8_matmul=True needs a GPU of compute capability 8.9 or newer, this one has {has}; leave it off."
+            f"fp8_matmul=True needs an NVIDIA GPU of compute capability 8.9 or newer, {device} has {has}; leave it off."
         )
+
+
+def _capability(device: torch.device) -> str:
+    return ".".join(map(str, torch.cuda.get_device_capability(device)))

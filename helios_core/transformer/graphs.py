@@ -19,7 +19,8 @@ Capture = Callable[[Callable[[], Tensor], Any], tuple[Callable[[], Any], Tensor]
 class GraphedForward:
     """A forward with everything prepared, recorded once per latent size and replayed over fixed memory.
 
-    Prompt and history are copied into that memory when another one comes, not at every step.
+    Prompt and history are copied into that memory when another one comes: with guidance, where two prompts alternate,
+    at every call.
 
     Args:
         forward: (latents, timestep, text, history) -> velocity.
@@ -50,13 +51,18 @@ class GraphedForward:
         known_text, known_history = self._sources
         if text is not known_text and not _copied(_text_tensors(self._text), _text_tensors(text)):
             self._text = PreparedText(tuple((k.clone(), v.clone()) for k, v in text.keys_values))
-            self._graphs.clear()
+            self._forget()
         if history is None:
             history = known_history
         elif history is not known_history and not _copied(_history_tensors(self._history), _history_tensors(history)):
             self._history = PreparedHistory(history.tokens.clone(), history.rope.clone())
-            self._graphs.clear()
+            self._forget()
         self._sources = (text, history)
+
+    def _forget(self) -> None:
+        """Drops the graphs, and with them their memory pool: one that no graph uses may not be used again."""
+        self._graphs.clear()
+        self._pool = None
 
     def _recorded(self, latents: Tensor, timestep: Tensor, with_history: bool) -> _Graph:
         if self._pool is None and latents.is_cuda:

@@ -1,7 +1,8 @@
 """The memory-bound steps between the matrix products, each in as few passes over memory as the device allows.
 
-On CUDA the kernels of comfy-kitchen, which every ComfyUI has, do a step in one pass; without them, and on other
-devices, PyTorch's operators do. All paths keep float32 statistics and round to the model's type once per step.
+Norms keep float32 statistics and modulation, and round to the model's type once. On CUDA rotary positions take
+comfy-kitchen's kernel, which ComfyUI brings; its norm kernel reads modulation in the type of the tokens, so it serves
+where both are float32. All else is PyTorch's operators.
 Under torch.compile, and where autograd records, plain out-of-place operators leave the fusing to the compiler.
 """
 
@@ -17,14 +18,15 @@ from torch.nn import functional as F
 
 @cache
 def kitchen() -> Any:
-    """comfy-kitchen where one of its fast backends runs here, else None."""
+    """comfy-kitchen where one of its fast backends runs here and is not switched off, else None."""
     try:
         import comfy_kitchen
     except ImportError:
         return None
-    backends = comfy_kitchen.list_backends()
-    usable = [name for name in ("cuda", "triton", "hip") if backends.get(name, {}).get("available")]
-    return comfy_kitchen if usable else None
+    backends = [comfy_kitchen.list_backends().get(name, {}) for name in ("cuda", "triton", "hip")]
+    usable = any(backend.get("available") and not backend.get("disabled") for backend in backends)
+    # Older versions turn positions out of place only.
+    return comfy_kitchen if usable and hasattr(comfy_kitchen, "apply_rope1_") else None
 
 
 def _kitchen_for(x: Tensor) -> Any:
@@ -44,14 +46,22 @@ def may_overwrite(x: Tensor) -> bool:
 
 def affine_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
     """LayerNorm(x) * (1 + scale) + shift: x [B,L,C], float32 scale and shift [1 or B,1,C] -> [B,L,C]."""
-    fused = _kitchen_for(x)
-    if fused is not None:
-        return fused.adaln(x, scale, shift, eps)
-    if x.is_cuda or scale.shape[0] > 1 or torch.compiler.is_compiling():
-        normed = F.layer_norm(x.float(), x.shape[-1:], eps=eps)
+    if _norms_in_one_pass(x, scale):
+        fused = _kitchen_for(x)
+        if fused is not None:
+            return fused.adaln(x, scale, shift, eps)
+        # The CPU's operator takes float32 weights with half-precision tokens.
+        return F.layer_norm(x, x.shape[-1:], (1 + scale).flatten(), shift.flatten(), eps)
+    normed = F.layer_norm(x.float(), x.shape[-1:], eps=eps)
+    if not may_overwrite(x):
         return torch.addcmul(shift, normed, 1 + scale).to(x.dtype)
-    # The CPU's operator takes float32 weights with half-precision tokens.
-    return F.layer_norm(x, x.shape[-1:], (1 + scale).flatten(), shift.flatten(), eps)
+    return torch.addcmul(shift, normed, 1 + scale, out=torch.empty_like(x))
+
+
+def _norms_in_one_pass(x: Tensor, scale: Tensor) -> bool:
+    if x.device.type == "cpu":
+        return scale.shape[0] == 1 and not torch.compiler.is_compiling()
+    return scale.dtype == x.dtype and _kitchen_for(x) is not None
 
 
 def layer_norm(x: Tensor, norm: nn.Module) -> Tensor:
@@ -69,7 +79,7 @@ def layer_norm(x: Tensor, norm: nn.Module) -> Tensor:
 
 def rms_norm(x: Tensor, norm: nn.Module) -> Tensor:
     """An affine RMSNorm module over the channels of x [B,L,C], which may be overwritten."""
-    if x.is_cuda or _held_elsewhere(norm, x) or not may_overwrite(x):
+    if x.device.type != "cpu" or _held_elsewhere(norm, x) or not may_overwrite(x):
         return norm(x)
     # PyTorch fuses this on CUDA only; the same roundings as the operators it runs on a CPU.
     mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_().div_(x.shape[-1])
@@ -95,13 +105,19 @@ def modulated_norm(
     x: Tensor, shift: tuple[Tensor, Tensor], scale: tuple[Tensor, Tensor], history: int, eps: float
 ) -> Tensor:
     """:func:`affine_norm` with one shift and scale for the leading ``history`` tokens and one for the others."""
-    parts = sorted(segments(x.shape[1], history), key=lambda part: part[1].start - part[1].stop)
+    parts = segments(x.shape[1], history)
     if not may_overwrite(x):
-        parts = segments(x.shape[1], history)
         return torch.cat([affine_norm(x[:, part], scale[row], shift[row], eps) for row, part in parts], dim=1)
+    if not _norms_in_one_pass(x, scale[0]):
+        out = torch.empty_like(x)
+        for row, part in parts:
+            normed = F.layer_norm(x[:, part].float(), x.shape[-1:], eps=eps)
+            torch.addcmul(shift[row], normed, 1 + scale[row], out=out[:, part])
+        return out
     # All tokens with the rows of the larger part, then the smaller part again: less to copy than joining two results.
-    out = affine_norm(x, scale[parts[0][0]], shift[parts[0][0]], eps)
-    for row, part in parts[1:]:
+    larger, *others = sorted(parts, key=lambda part: part[1].start - part[1].stop)
+    out = affine_norm(x, scale[larger[0]], shift[larger[0]], eps)
+    for row, part in others:
         out[:, part] = affine_norm(x[:, part], scale[row], shift[row], eps)
     return out
 
@@ -141,10 +157,13 @@ def rotation(table: Tensor) -> Tensor:
 def rotate(x: Tensor, turn: Tensor, heads: int) -> Tensor:
     """Rotates pairs of neighbouring channels: x [B,L,heads*D], which may be overwritten, by :func:`rotation`'s."""
     by_head = x.unflatten(-1, (heads, -1))
+    fused = _kitchen_for(x)
     if turn.ndim == 4:
-        _kitchen_for(x).apply_rope1_(by_head, turn[None, :, None])
-        return x
-    if not may_overwrite(x):
+        if fused is not None:
+            fused.apply_rope1_(by_head, turn[None, :, None])
+            return x
+        turn = turn[..., 0]
+    if not may_overwrite(x) or x.device.type not in ("cpu", "cuda"):
         return apply_rope(by_head, turn).flatten(-2)
     pairs = torch.view_as_complex(by_head.float().unflatten(-1, (-1, 2)))
     pairs.mul_(torch.view_as_complex(turn)[:, None])

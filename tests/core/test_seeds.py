@@ -31,7 +31,8 @@ def test_text(text, changes):
         ("7: 1: 2", "'7: 1: 2'"),
         ("2: 3, 2: 4", "chunk 2 twice"),
         (f"1: {MAX_SEED + 1}", "the largest is"),
-        ("1: " + "9" * 10000, "the largest is"),
+        ("1: " + "9" * 10000, "not a chunk and its seed"),
+        ("1: " + "9" * 20, "the largest is"),
         ("７: 1", "'７: 1'"),
     ],
 )

@@ -198,8 +198,10 @@ def test_refuses_graphs_without_cuda():
 
 def test_refuses_fp8_on_old_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 6))
-    with pytest.raises(HeliosError, match=r"capability 8\.9 or newer, this one has 8\.6"):
+    with pytest.raises(HeliosError, match=r"capability 8\.9 or newer, cuda has 8\.6"):
         check_device("cuda")
+    with pytest.raises(HeliosError, match="mps has none"):
+        check_device("mps")
     check_device("cpu")
 
 
@@ -253,3 +255,6 @@ def test_gpu_graphs_give_the_same_video(tiny_folder):
     graphed = HeliosPipeline.from_pretrained(folder, torch.bfloat16, "cuda", cuda_graphs=True)
     for _ in range(2):
         assert torch.equal(graphed(**CLIP).latents, expected)
+    # Another size needs other memory.
+    graphed(**CLIP | {"width": 128})
+    assert torch.equal(graphed(**CLIP).latents, expected)

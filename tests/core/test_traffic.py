@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-
-from benchmarks.traffic import TrafficCounter, measure
+from helios_benchmarks.traffic import TrafficCounter, measure
 
 LIMITS = {0: 0.45, 1: 0.45, 2: 0.40}
 

@@ -223,14 +223,19 @@ export class FilmStrip {
     this._drawHead()
   }
 
-  /** Scrolls the grid alone: scrollIntoView would move the page's canvas as well. @param {number} chunk */
-  _scrollTo(chunk) {
+  /**
+   * Scrolls the grid alone: scrollIntoView would move the page's canvas as well. Rows out of view have estimated
+   * heights until they are shown, so it looks again.
+   * @param {number} chunk
+   */
+  _scrollTo(chunk, looks = 3) {
     const cell = this._cells.get(chunk)?.root
     if (!cell) return
     const [top, bottom] = [cell.offsetTop, cell.offsetTop + cell.offsetHeight]
     if (top < this._grid.scrollTop) this._grid.scrollTop = top
     else if (bottom > this._grid.scrollTop + this._grid.clientHeight)
       this._grid.scrollTop = bottom - this._grid.clientHeight
+    if (looks > 1) requestAnimationFrame(() => this._scrollTo(chunk, looks - 1))
   }
 
   _drawHead() {
