@@ -189,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
         "--offload", choices=OFFLOADS, help="small device memory: blocks come from the file, or from host memory"
     )
     command.add_argument("--attention", choices=ATTENTION_NAMES, default="auto", help="attention kernels")
-    command.add_argument("--fp8-matmul", action="store_true", help="8-bit matrix products: faster, not the same video")
+    command.add_argument("--fp8-matmul", action="store_true", help="8-bit matrix products: smaller, not the same video")
     command.add_argument("--compile", action="store_true", help="torch.compile; the first chunk takes longer")
     command.add_argument("--cuda-graphs", action="store_true", help="record the network once and replay it")
     command.add_argument("--take", help="keep finished chunks under this name; run again to go on where it stopped")

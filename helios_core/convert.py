@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,23 +18,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .checkpoint.folder import existing_file, weight_files
+from .checkpoint.folder import existing_file, read_entries, weight_files
 from .checkpoint.header import DTYPE_NAMES, TensorEntry, read_header
 from .checkpoint.load import check_state_dict, keeps_float32
 from .checkpoint.names import from_any_layout
-from .checkpoint.quantised import FP8_LARGEST, METADATA_KEY, quantisation_metadata, quantise, scales, without_companions
+from .checkpoint.quantised import METADATA_KEY, quantisation_metadata, scales, without_companions
 from .checkpoint.source import CONFIG_KEY, INFO_TENSOR, SCHEDULER_KEY, VARIANT_KEY, VARIANTS, open_transformer
 from .checkpoint.umt5 import SPIECE_TENSOR, TIED_EMBEDDING, umt5_config
 from .checkpoint.vae_names import native_vae
 from .errors import HeliosError
 from .tiny_shapes import text_encoder_shapes
 from .transformer import HeliosTransformer
+from .transformer.fp8 import EXACT_BLOCKS, LARGEST, quantise
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": torch.float8_e4m3fn}
 PARTS = ("transformer", "text_encoder", "vae")
 # Numbers per slice: 32 MiB of float32.
 SLICE = 8 << 20
-KEPT_BLOCKS = 3
 _COMPARED = 1 << 16
 _UMT5_LINEAR = tuple(f".{name}.weight" for name in ("q", "k", "v", "o", "wi_0", "wi_1", "wo"))
 
@@ -75,7 +75,7 @@ def convert(
     dtype: str = "bf16",
     part: str = "transformer",
     variant: str | None = None,
-    keep_blocks: int = KEPT_BLOCKS,
+    keep_blocks: int = EXACT_BLOCKS,
     show_progress: bool = True,
 ) -> Path:
     """Converts one part of a released folder, or a single transformer or VAE file, and checks the result.
@@ -127,7 +127,7 @@ def convert(
 def plan_transformer(path: Path, dtype: str, variant: str | None, keep_blocks: int) -> Plan:
     """Our names; the parts that the reference keeps float32 stay so."""
     source = open_transformer(path, variant)
-    entries = _entries(source.files)
+    entries = read_entries(source.files)
     found = from_any_layout({key: value for key, value in entries.items() if not key.endswith(INFO_TENSOR)})
     with torch.device("meta"):
         model = HeliosTransformer(**source.config.to_dict())
@@ -155,7 +155,7 @@ def plan_text_encoder(path: Path, dtype: str, _variant: str | None, _keep_blocks
     """transformers' names, and the tokenizer as a tensor: what core's CLIPLoader type wan reads."""
     folder = path / "text_encoder" if (path / "text_encoder").is_dir() else path
     spiece = existing_file(folder.parent / "tokenizer" / "spiece.model").read_bytes()
-    found = _entries(weight_files(folder, "model.safetensors"))
+    found = read_entries(weight_files(folder, "model.safetensors"))
     found.pop(TIED_EMBEDDING, None)
     shapes = {key: entry.shape for key, (_, entry) in found.items()}
     wanted = text_encoder_shapes(umt5_config({**shapes, SPIECE_TENSOR: (len(spiece),)}, folder))
@@ -173,16 +173,12 @@ def plan_vae(path: Path, dtype: str, _variant: str | None, _keep_blocks: int) ->
     if dtype == "fp8":
         raise HeliosError("dtype='fp8' is not for the VAE, which is small and convolutional; use bf16 or fp32.")
     folder = path / "vae" if (path / "vae").is_dir() else path
-    found = native_vae(_entries([path] if path.is_file() else weight_files(folder)), path)
+    found = native_vae(read_entries([path] if path.is_file() else weight_files(folder)), path)
     return _finished(_planned(found, lambda _: DTYPES[dtype], lambda _: False, {}), {}, "vae", dtype, path)
 
 
 _PLANNERS = {"transformer": plan_transformer, "text_encoder": plan_text_encoder, "vae": plan_vae}
 Found = Mapping[str, tuple[Path, TensorEntry]]
-
-
-def _entries(files: Sequence[Path]) -> dict[str, tuple[Path, TensorEntry]]:
-    return {key: (file, entry) for file in files for key, entry in read_header(file).tensors.items()}
 
 
 def _scales(found: Found, metadata: Mapping[str, str], path: Path) -> dict[str, float]:
@@ -259,7 +255,7 @@ def _converted(item: Planned, scale: float) -> Iterator[Tensor]:
         yield torch.frombuffer(bytearray(item.content), dtype=torch.uint8)
         return
     for part in _slices(item):
-        result = quantise(part, scale) if item.is_scaled else part.to(item.dtype)
+        result = quantise(part.float(), scale) if item.is_scaled else part.to(item.dtype)
         if not item.is_scaled and not result.isfinite().all():
             known = "the source is damaged" if not part.isfinite().all() else f"it does not fit {item.dtype}: use bf16"
             raise HeliosError(f"{item.name} of {item.file} holds infinite or undefined numbers; {known}.")
@@ -273,7 +269,7 @@ def _scale_of(item: Planned) -> float:
         largest = max(largest, value)
     if largest == float("inf"):
         raise HeliosError(f"{item.name} of {item.file} holds infinite or undefined numbers; the source is damaged.")
-    return float(torch.tensor(largest / FP8_LARGEST, dtype=torch.float32)) if largest else 1.0
+    return float(torch.tensor(largest / LARGEST, dtype=torch.float32)) if largest else 1.0
 
 
 def _slices(item: Planned, largest: int = SLICE) -> Iterator[Tensor]:

@@ -32,6 +32,11 @@ class RenderProgress:
         return sum(self.steps_per_chunk)
 
     @property
+    def position(self) -> int:
+        """Steps of the render that lie behind, made or reused."""
+        return self.steps_done + self.steps_reused
+
+    @property
     def frames_per_second(self) -> float:
         """Finished frames per second since the start."""
         made = self.chunks_done - self.chunks_reused
@@ -48,7 +53,7 @@ class RenderProgress:
         if not self.steps_done:
             return None
         elapsed = time.monotonic() - self.started
-        return elapsed / self.steps_done * (self.total_steps - self.steps_reused - self.steps_done)
+        return elapsed / self.steps_done * (self.total_steps - self.position)
 
     def step(self) -> None:
         self.steps_done += 1

@@ -57,7 +57,7 @@ class TextEncoder:
         weights = folder / "text_encoder"
         if not (weights / "config.json").is_file():
             raise HeliosError(f"{weights} has no config.json: choose a complete Helios pipeline folder.")
-        transformers = _require("transformers")
+        transformers = require("transformers")
         try:
             # transformers before 4.56 does not know the newer keyword dtype=.
             model, report = transformers.UMT5EncoderModel.from_pretrained(
@@ -122,7 +122,7 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
 
 
 def _fast_tokenizer(files: Path) -> Tokenizer:
-    transformers = _require("transformers")
+    transformers = require("transformers")
     name = _tokenizer_class(files.parent / "model_index.json")
     if name is None:
         name = "AutoTokenizer" if (files / "tokenizer_config.json").is_file() else "T5TokenizerFast"
@@ -143,11 +143,11 @@ def _tokenizer_class(model_index: Path) -> str | None:
 
 def _sentencepiece_tokenizer(file: Path) -> Tokenizer:
     """sentencepiece itself, because transformers converts the file only where protobuf is installed."""
-    pieces = _require("sentencepiece").SentencePieceProcessor(model_file=str(file))
+    pieces = require("sentencepiece").SentencePieceProcessor(model_file=str(file))
     return lambda text: [*pieces.encode(text), pieces.eos_id()]
 
 
-def _require(module: str) -> Any:
+def require(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as missing:

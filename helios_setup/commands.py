@@ -127,7 +127,7 @@ def run_tests(tree: Path, arguments: Sequence[str]) -> int:
     """Run pytest in the checkout with the tree named; its exit code."""
     install_system_tools()
     environment = {**os.environ, "COMFYUI_PATH": str(tree)}
-    # The tensors are tiny: more threads than processes cost time.
+    # The test files already run side by side.
     environment.setdefault("OMP_NUM_THREADS", "1")
     # The console program, not `python -m`: that would put the checkout, whose `nodes` package hides
     # ComfyUI's module of that name, on sys.path.

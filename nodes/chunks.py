@@ -67,7 +67,6 @@ class ChainRun:
         self.bar = ProgressBar(sum(steps))
         self.progress = RenderProgress(steps, fps)
         self.feed: TakeFeed | None = None
-        self.steps_done = 0
         self._chunk = history.chunk
         self._latent_height = history.latents.shape[-2]
         self._finest = int(math.log2(sampler.settings.size_multiple)) - 4
@@ -90,7 +89,6 @@ class ChainRun:
             disable_pbar=not PROGRESS_BAR_ENABLED,
             seed=seed,
         )
-        self.steps_done += steps
         latents = sampler.chunk_latents.to("cpu")
         return samples.to(comfy.model_management.intermediate_device()), history.after(latents, generator, seed)
 
@@ -114,8 +112,8 @@ class ChainRun:
         preview = None
         if self.previewer is not None:
             preview = self.previewer.decode_latent_to_preview_image("JPEG", x0)
-        self.bar.update_absolute(self.steps_done + step + 1, None, preview)
         self.progress.step()
+        self.bar.update_absolute(self.progress.position, None, preview)
         stage = self._finest - round(math.log2(self._latent_height / x0.shape[-2]))
         self.stepped(stage, step + 1, total)
 
@@ -278,7 +276,7 @@ class HeliosChunkChain(io.ComfyNode):
             for found in chain.chunks(take):
                 run.finished(found.chunk.history.chunk - 1, found.chunk.latents, found.reused)
                 latents.append(found.chunk.latents.cpu())
-        run.bar.update_absolute(run.steps_done)
+        run.bar.update_absolute(run.progress.position)
         samples = torch.cat(latents, dim=2)
         return io.NodeOutput({"samples": samples.to(comfy.model_management.intermediate_device())}, chain.history)
 

@@ -52,7 +52,7 @@ class RenderRun(ChainRun):
         preview = None
         if frames is not None:
             preview = ("JPEG", Image.fromarray(frames[-1].numpy()), MAX_PREVIEW_RESOLUTION)
-        self.bar.update_absolute(self.steps_done, None, preview)
+        self.bar.update_absolute(self.progress.position, None, preview)
         self.tell("finished")
 
 

@@ -93,8 +93,6 @@ class Chain:
             comfy.model_management.throw_exception_if_processing_interrupted()
             previous, self.key = self.key, self._key_after(self.key, self.history)
             found = take.chunk(self.history.chunk, self.key, previous, self._sample)
-            if found.reused:
-                self.run.steps_done += self.run.sampler.settings.total_steps(self.history.chunk)
             self.history = found.chunk.history
             yield found
 

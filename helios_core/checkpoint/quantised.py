@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from ..errors import HeliosError
@@ -21,7 +20,6 @@ from .names import native_name
 T = TypeVar("T")
 METADATA_KEY = "_quantization_metadata"
 FP8_FORMAT = "float8_e4m3fn"
-FP8_LARGEST = 448.0
 # Formats that are one narrow number times one scale, which is all that the headless library multiplies out.
 SCALED_FORMATS = ("float8_e4m3fn", "float8_e5m2")
 MARKER = "scaled_fp8"
@@ -73,8 +71,3 @@ def quantisation_metadata(layers: Iterable[str]) -> str:
     """The metadata value that tells core which layers are scaled fp8."""
     content: dict[str, Any] = {"format_version": "1.0", "layers": {layer: {"format": FP8_FORMAT} for layer in layers}}
     return json.dumps(content)
-
-
-def quantise(part: Tensor, scale: float) -> Tensor:
-    """Rounds ``part`` / ``scale`` to e4m3, saturating."""
-    return (part.float() / scale).clamp_(-FP8_LARGEST, FP8_LARGEST).to(torch.float8_e4m3fn)

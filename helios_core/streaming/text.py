@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ..checkpoint.folder import read_entries, read_json, read_tensors, weight_files
 from ..checkpoint.load import check_state_dict
 from ..checkpoint.umt5 import TIED_EMBEDDING
-from ..text import TextEncoder, _require, load_tokenizer
+from ..text import TextEncoder, load_tokenizer, require
 from .buffers import BlockLayout
 from .sources import DiskBlocks, Stored
 from .stream import BlockStream
@@ -37,7 +37,7 @@ def streamed_text_encoder(
     tokenizer = load_tokenizer(folder)
     weights = folder / "text_encoder"
     files = weight_files(weights, WEIGHTS_NAME)
-    transformers = _require("transformers")
+    transformers = require("transformers")
     with torch.device("meta"):
         model = transformers.UMT5EncoderModel(transformers.UMT5Config.from_dict(read_json(weights / "config.json")))
     state = read_tensors(files)

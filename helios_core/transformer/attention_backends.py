@@ -124,7 +124,10 @@ def _generation(device: torch.device) -> int | None:
 
 
 def _prefers_cudnn(q: Tensor) -> bool:
-    """PyTorch's own flash kernels are FlashAttention 2, which leaves half of a Hopper or Blackwell chip idle."""
+    """PyTorch's own flash kernels are FlashAttention 2, which was made for Ampere.
+
+    Not measured here yet: ``benchmarks.speed`` prints both on a GPU.
+    """
     return q.is_cuda and q.dtype != torch.float32 and _HAS_PRIORITY and _generation(q.device) in (9, 10)
 
 

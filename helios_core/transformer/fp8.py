@@ -1,4 +1,4 @@
-"""Matrix products in 8 bits: weights and tokens as scaled e4m3, sums in float32. An option with a stated error."""
+"""Matrix products in 8 bits: weights and tokens as scaled e4m3, sums in float32. An option: the video is another."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..errors import HeliosError
 
 LARGEST = 448.0
-# Recipes for diffusion transformers leave as many blocks at each end exact; so does the converter.
+# Recipes for diffusion transformers leave as many blocks at each end exact.
 EXACT_BLOCKS = 3
 MULTIPLE = 16  # of both sides of a matrix that the device's product takes
 OLDEST_CAPABILITY = (8, 9)
@@ -27,10 +27,9 @@ class Fp8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [...,in] -> [...,out] in x's type."""
         tokens = x.reshape(-1, x.shape[-1])
-        scale = tokens.abs().amax().float().clamp_min(torch.finfo(torch.float32).tiny) / LARGEST
-        narrow = (tokens / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
+        scale = scale_of(tokens)
         out = torch._scaled_mm(
-            narrow, self.weight.t(), scale_a=scale, scale_b=self.weight_scale, out_dtype=torch.bfloat16
+            quantise(tokens, scale), self.weight.t(), scale_a=scale, scale_b=self.weight_scale, out_dtype=torch.bfloat16
         )
         if self.bias is not None:
             out = out + self.bias
@@ -52,9 +51,18 @@ def use_fp8(model: nn.Module, exact_blocks: int = EXACT_BLOCKS) -> list[str]:
 
 def narrowed(weight: Tensor) -> dict[str, Tensor]:
     """A weight as e4m3 with its scale, by :class:`Fp8Linear`'s names."""
-    scale = weight.abs().amax().float().clamp_min(torch.finfo(torch.float32).tiny) / LARGEST
-    content = (weight.float() / scale).clamp_(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
-    return {"weight": content, "weight_scale": scale}
+    scale = scale_of(weight)
+    return {"weight": quantise(weight.float(), scale), "weight_scale": scale}
+
+
+def scale_of(x: Tensor) -> Tensor:
+    """The float32 scalar that brings the largest number of ``x`` to e4m3's largest."""
+    return x.abs().amax().float().clamp_min(torch.finfo(torch.float32).tiny) / LARGEST
+
+
+def quantise(x: Tensor, scale: Tensor | float) -> Tensor:
+    """Rounds ``x`` / ``scale`` to e4m3, saturating; the quotient is in x's type."""
+    return (x / scale).clamp_(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
 
 
 def check_device(device: torch.device | str) -> None:

@@ -1,4 +1,4 @@
-"""CUDA graphs of the forward: one launch instead of a thousand, for each of a chain's few latent sizes."""
+"""CUDA graphs of the forward: one launch instead of one per operator, for each of a chain's few latent sizes."""
 
 from __future__ import annotations
 

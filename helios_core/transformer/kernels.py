@@ -1,8 +1,8 @@
 """The memory-bound steps between the matrix products, each in as few passes over memory as the device allows.
 
 Norms keep float32 statistics and modulation, and round to the model's type once. On CUDA rotary positions take
-comfy-kitchen's kernel, which ComfyUI brings; its norm kernel reads modulation in the type of the tokens, so it serves
-where both are float32. All else is PyTorch's operators.
+comfy-kitchen's kernel, which ComfyUI brings; its norm kernel does not serve, because it reads modulation in the type of
+the tokens. All else is PyTorch's operators.
 Under torch.compile, and where autograd records, plain out-of-place operators leave the fusing to the compiler.
 """
 
@@ -46,22 +46,22 @@ def may_overwrite(x: Tensor) -> bool:
 
 def affine_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
     """LayerNorm(x) * (1 + scale) + shift: x [B,L,C], float32 scale and shift [1 or B,1,C] -> [B,L,C]."""
-    if _norms_in_one_pass(x, scale):
-        fused = _kitchen_for(x)
-        if fused is not None:
-            return fused.adaln(x, scale, shift, eps)
+    if _has_one_pass_norm(x, scale):
         # The CPU's operator takes float32 weights with half-precision tokens.
         return F.layer_norm(x, x.shape[-1:], (1 + scale).flatten(), shift.flatten(), eps)
+    return _wide_norm(x, scale, shift, eps, torch.empty_like(x) if may_overwrite(x) else None)
+
+
+def _has_one_pass_norm(x: Tensor, scale: Tensor) -> bool:
+    return x.device.type == "cpu" and scale.shape[0] == 1 and not torch.compiler.is_compiling()
+
+
+def _wide_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float, out: Tensor | None) -> Tensor:
+    """:func:`affine_norm` in float32, rounded on its way into ``out``."""
     normed = F.layer_norm(x.float(), x.shape[-1:], eps=eps)
-    if not may_overwrite(x):
+    if out is None:
         return torch.addcmul(shift, normed, 1 + scale).to(x.dtype)
-    return torch.addcmul(shift, normed, 1 + scale, out=torch.empty_like(x))
-
-
-def _norms_in_one_pass(x: Tensor, scale: Tensor) -> bool:
-    if x.device.type == "cpu":
-        return scale.shape[0] == 1 and not torch.compiler.is_compiling()
-    return scale.dtype == x.dtype and _kitchen_for(x) is not None
+    return torch.addcmul(shift, normed, 1 + scale, out=out)
 
 
 def layer_norm(x: Tensor, norm: nn.Module) -> Tensor:
@@ -108,11 +108,10 @@ def modulated_norm(
     parts = segments(x.shape[1], history)
     if not may_overwrite(x):
         return torch.cat([affine_norm(x[:, part], scale[row], shift[row], eps) for row, part in parts], dim=1)
-    if not _norms_in_one_pass(x, scale[0]):
+    if not _has_one_pass_norm(x, scale[0]):
         out = torch.empty_like(x)
         for row, part in parts:
-            normed = F.layer_norm(x[:, part].float(), x.shape[-1:], eps=eps)
-            torch.addcmul(shift[row], normed, 1 + scale[row], out=out[:, part])
+            _wide_norm(x[:, part], scale[row], shift[row], eps, out[:, part])
         return out
     # All tokens with the rows of the larger part, then the smaller part again: less to copy than joining two results.
     larger, *others = sorted(parts, key=lambda part: part[1].start - part[1].stop)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from helios_setup.comfyui import existing_tree
 from helios_setup.server import ComfyServer
@@ -28,6 +31,7 @@ def _load(name: str) -> ModuleType:
 
 harness = _load("server")
 _load("graphs")
+_load("one_chunk")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -82,3 +86,34 @@ def new_comfy(comfyui_tree: Path, tiny_models: dict[str, Path], tmp_path: Path) 
     yield start
     for server in started:
         server.stop()
+
+
+@pytest.fixture(scope="module")
+def released(tiny_folder: Callable[[str], Path]) -> tuple[Path, dict[str, Any], dict[str, str]]:
+    """helios-tiny's tensors under diffusers' names, and its configuration as metadata."""
+    folder, state = tiny_folder("distilled"), {}
+    for file in sorted((folder / "transformer").glob("*.safetensors")):
+        state |= load_file(file)
+    config = (folder / "transformer" / "config.json").read_text()
+    return folder, state, {"helios.config": config, "helios.variant": "distilled"}
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The program that browser tests drive."""
+    pytest.importorskip("playwright", reason="Playwright is not installed: pip install playwright")
+    from helios_tools.frontend import chromium_path
+
+    program = chromium_path()
+    if program is None:
+        pytest.skip("no Chromium on PATH (Debian: apt install chromium), and HELIOS_CHROMIUM names none")
+    return program
+
+
+@pytest.fixture(scope="session")
+def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where browser tests leave their pictures: the folder that HELIOS_SCREENSHOTS names, else a temporary one."""
+    named = os.environ.get("HELIOS_SCREENSHOTS")
+    folder = Path(named) if named else tmp_path_factory.mktemp("screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

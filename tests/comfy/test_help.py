@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -239,23 +236,6 @@ def test_chinese_names_are_complete(comfy: ComfyServer) -> None:
 # -- in the browser ---------------------------------------------------------------------------------
 
 
-@contextmanager
-def opened(comfy: ComfyServer, **settings: Any) -> Iterator[Any]:
-    pytest.importorskip("playwright", reason="Playwright is not installed: pip install playwright")
-    program = browser.chromium_path()
-    if program is None:
-        pytest.skip("no Chromium on PATH (Debian: apt install chromium), and HELIOS_CHROMIUM names none")
-    with browser.open_frontend(comfy.url, program, **settings) as frontend:
-        yield frontend
-
-
-@pytest.fixture
-def screenshots(tmp_path: Path) -> Path:
-    folder = Path(os.environ.get("HELIOS_SCREENSHOTS") or tmp_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def api_graph(name: str) -> dict[str, Any]:
     return json.loads((API_WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
 
@@ -264,12 +244,12 @@ def template(title: str) -> dict[str, Any]:
     return json.loads((ROOT / "workflows" / f"{title}.json").read_text(encoding="utf-8"))
 
 
-def test_help_page_and_blueprint_in_the_browser(comfy: ComfyServer, screenshots: Path) -> None:
+def test_help_page_and_blueprint_in_the_browser(comfy: ComfyServer, chromium: str, screenshots: Path) -> None:
     listed = {entry["name"]: key for key, entry in comfy.get("/global_subgraphs").items()
               if entry["info"]["node_pack"] == f"custom_nodes.{PACK_NAME}"}  # fmt: skip
     assert list(listed) == [BLUEPRINT]
     graph = api_graph("helios_distilled_t2v")
-    with opened(comfy) as frontend:
+    with browser.open_frontend(comfy.url, chromium) as frontend:
         frontend.load_template(template("Helios Distilled - Text to Video"), "Help")
         frontend.page.mouse.click(*frontend.page.evaluate(FOCUS, "HeliosChunkChain"))
         frontend.page.get_by_test_id("info-button").click()
@@ -293,8 +273,8 @@ def test_help_page_and_blueprint_in_the_browser(comfy: ComfyServer, screenshots:
             assert entry["inputs"].keys() <= found.keys()
 
 
-def test_chinese_names_show_in_the_browser(comfy: ComfyServer, screenshots: Path) -> None:
-    with opened(comfy, **{"Comfy.Locale": "zh"}) as frontend:
+def test_chinese_names_show_in_the_browser(comfy: ComfyServer, chromium: str, screenshots: Path) -> None:
+    with browser.open_frontend(comfy.url, chromium, **{"Comfy.Locale": "zh"}) as frontend:
         graph = {key: {**entry, "_meta": {}} for key, entry in api_graph("helios_distilled_t2v").items()}
         frontend.load_api(graph, "中文")
         frontend.page.evaluate(FOCUS, "HeliosChunkChain")

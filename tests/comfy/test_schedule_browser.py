@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,12 +103,8 @@ class Editor:
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["classic", "new-design"])
-def opened(request: pytest.FixtureRequest, comfy: ComfyServer) -> Iterator[Editor]:
-    pytest.importorskip("playwright", reason="Playwright is not installed: pip install playwright")
-    program = browser.chromium_path()
-    if program is None:
-        pytest.skip("no Chromium on PATH (Debian: apt install chromium), and HELIOS_CHROMIUM names none")
-    with browser.open_frontend(comfy.url, program, **{"Comfy.VueNodes.Enabled": request.param}) as frontend:
+def opened(request: pytest.FixtureRequest, comfy: ComfyServer, chromium: str) -> Iterator[Editor]:
+    with browser.open_frontend(comfy.url, chromium, **{"Comfy.VueNodes.Enabled": request.param}) as frontend:
         yield Editor(frontend)
 
 
@@ -119,13 +114,6 @@ def editor(opened: Editor) -> Iterator[Editor]:
     yield opened
     errors, opened.frontend.errors = opened.frontend.errors, []
     assert errors == []
-
-
-@pytest.fixture
-def screenshots(tmp_path: Path) -> Path:
-    folder = Path(os.environ.get("HELIOS_SCREENSHOTS") or tmp_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def test_edits_reach_the_text_and_the_queue(editor: Editor, screenshots: Path, request: pytest.FixtureRequest) -> None:

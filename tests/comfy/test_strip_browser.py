@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +20,6 @@ TINY = "helios-tiny-distilled"
 MOST_BYTES = 60_000
 CHUNK_SECONDS = 33 / 24
 SECONDS = 120_000
-SCREENSHOTS = "HELIOS_SCREENSHOTS"
 seeds = itertools.count(50_000)
 
 SET_WIDGETS = """(values) => {
@@ -127,22 +125,13 @@ class Strip:
 
 
 @pytest.fixture(scope="module", params=["classic", "new-design"])
-def strip(
-    request: pytest.FixtureRequest, comfy: ComfyServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Strip]:
-    """The frontend in one of its two node designs. Screenshots go to the folder that HELIOS_SCREENSHOTS names."""
-    pytest.importorskip("playwright", reason="Playwright is not installed: pip install playwright")
-    program = browser.chromium_path()
-    if program is None:
-        pytest.skip("no Chromium on PATH (Debian: apt install chromium), and HELIOS_CHROMIUM names none")
-    named = os.environ.get(SCREENSHOTS)
-    folder = Path(named) if named else tmp_path_factory.mktemp("screenshots")
-    folder.mkdir(parents=True, exist_ok=True)
+def strip(request: pytest.FixtureRequest, comfy: ComfyServer, chromium: str, screenshots: Path) -> Iterator[Strip]:
+    """The frontend in one of its two node designs."""
     settings = {"Comfy.VueNodes.Enabled": request.param == "new-design"}
-    with browser.open_frontend(comfy.url, program, **settings) as opened:
+    with browser.open_frontend(comfy.url, chromium, **settings) as opened:
         opened.page.add_init_script(COUNT % PACK_NAME)
         opened.start()
-        yield Strip(opened, request.param, folder)
+        yield Strip(opened, request.param, screenshots)
 
 
 def test_strip_fills_chunk_by_chunk_and_plays(strip: Strip) -> None:
@@ -349,8 +338,6 @@ def test_emptied_store_and_unreadable_changes_are_told_calmly(strip: Strip, comf
 
 
 def test_twenty_takes_add_no_listeners_or_timers(strip: Strip) -> None:
-    if strip.design == "new-design":
-        pytest.skip("the strip's own code is the same; one design is enough for twenty takes")
     live = "() => ({ ...window.heliosLive })"
     strip.open(FILM, num_chunks=1)
     strip.run()

@@ -25,13 +25,9 @@ def read(file: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["classic", "new-design"])
-def frontend(request: pytest.FixtureRequest, comfy: ComfyServer) -> Iterator[Any]:
+def frontend(request: pytest.FixtureRequest, comfy: ComfyServer, chromium: str) -> Iterator[Any]:
     """The frontend in one of its two node designs, as a new user finds it."""
-    pytest.importorskip("playwright", reason="Playwright is not installed: pip install playwright")
-    program = browser.chromium_path()
-    if program is None:
-        pytest.skip("no Chromium on PATH (Debian: apt install chromium), and HELIOS_CHROMIUM names none")
-    with browser.open_frontend(comfy.url, program, **{"Comfy.VueNodes.Enabled": request.param}) as opened:
+    with browser.open_frontend(comfy.url, chromium, **{"Comfy.VueNodes.Enabled": request.param}) as opened:
         yield opened
 
 
