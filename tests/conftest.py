@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -32,6 +33,20 @@ _import_from_checkout("helios_setup", ROOT / "helios_setup")
 # `tools` and `benchmarks` are too common as names to claim.
 _import_from_checkout("helios_tools", ROOT / "tools")
 _import_from_checkout("helios_benchmarks", ROOT / "benchmarks")
+
+
+def load_file_beside(name: str, file: Path) -> ModuleType:
+    """A helper module of the tests as ``name``; test folders are not packages."""
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+# Here, because pytest applies --hypothesis-profile before it looks into folders below.
+load_file_beside("helios_fuzz_profiles", Path(__file__).parent / "fuzz" / "profiles.py").register()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
