@@ -6,24 +6,40 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from helios_setup.comfyui import existing_tree
+from helios_setup.server import ComfyServer
+from helios_setup.workflow import VARIANTS
 
-def _load(name: str) -> None:
-    """A file beside this one as the module `helios_fuzz_<name>`."""
-    module_name = f"helios_fuzz_{name}"
-    spec = importlib.util.spec_from_file_location(module_name, Path(__file__).with_name(f"{name}.py"))
+
+def _load(module_name: str, file: str) -> ModuleType:
+    """A file near this one as a module, once; test folders are not packages."""
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    spec = importlib.util.spec_from_file_location(module_name, Path(__file__).parent / file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     spec.loader.exec_module(module)
+    return module
 
 
-_load("oracles")
-_load("strategies")
+harness = _load("helios_comfy_server", "../comfy/server.py")
+_load("helios_comfy_graphs", "../comfy/graphs.py")
+_load("helios_fuzz_oracles", "oracles.py")
+_load("helios_fuzz_strategies", "strategies.py")
+_load("helios_fuzz_graphs", "graphs.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "abused" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.comfy)
 
 
 @pytest.fixture
@@ -49,3 +65,19 @@ def damaged_folder(tiny_folder: Callable[[str], Path], tmp_path: Path) -> Callab
         return folder
 
     return damage
+
+
+@pytest.fixture(scope="session")
+def abused(tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """A server of its own for hostile clients, so that other tests meet none of what they leave behind.
+
+    Its base directory is `abused.log_file.parent`; nothing else is in the folder above.
+    """
+    tree = existing_tree()
+    if tree is None:
+        pytest.skip("no ComfyUI: run `python run.py setup`, or set COMFYUI_PATH to a checkout")
+    models = {f"helios-tiny-{variant}": tiny_folder(variant) for variant in VARIANTS}
+    base = harness.make_base(tmp_path_factory.mktemp("abused") / "comfy", models)
+    arguments = ("--cpu", "--force-fp32", "--fp32-text-enc", "--preview-method", "latent2rgb")
+    with harness.comfy_server(tree, base, arguments) as server:
+        yield server
