@@ -102,28 +102,23 @@ def _core() -> dict[str, Any]:
 def changed_graphs(draw: Any, all_graphs: dict[str, dict[str, Any]], schema: dict[str, Any]) -> dict[str, Any]:
     """One of the graphs, with inputs of Helios nodes replaced, removed, added or linked to what does not fit."""
     graph = copied(all_graphs[draw(st.sampled_from(sorted(all_graphs)))])
-    ours = sorted(key for key, item in graph.items() if item["class_type"].startswith("Helios"))
     for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
-        item = graph[draw(st.sampled_from(ours))]
-        name = draw(st.sampled_from(sorted(item["inputs"])))
-        how = draw(
-            st.sampled_from(["value", "value", "value", "special", "special", "special", "link", "remove", "add"])
-        )
-        if how == "special" and name not in _SPECIAL:
-            how = "value"
+        how = draw(st.sampled_from(["value", "value", "special", "special", "special", "link", "remove", "add"]))
+        ours = [(key, name) for key, item in graph.items() if item["class_type"].startswith("Helios")
+                for name in item["inputs"] if how != "special" or name in _SPECIAL]  # fmt: skip
+        key, name = draw(st.sampled_from(sorted(ours)))
+        inputs = graph[key]["inputs"]
         if how == "remove":
-            del item["inputs"][name]
-            if not item["inputs"]:
-                break
+            del inputs[name]
         elif how == "add":
-            declared = [key for part in schema[item["class_type"]]["input"].values() for key in part]
-            item["inputs"][draw(st.one_of(st.sampled_from(declared or ["x"]), texts))] = draw(values)
+            declared = [key for part in schema[graph[key]["class_type"]]["input"].values() for key in part]
+            inputs[draw(st.one_of(st.sampled_from(declared or ["x"]), texts))] = draw(values)
         elif how == "link":
-            item["inputs"][name] = draw(_links(sorted(graph)))
+            inputs[name] = draw(_links(sorted(graph)))
         elif how == "special":
-            item["inputs"][name] = draw(st.sampled_from(_SPECIAL[name]))
+            inputs[name] = draw(st.sampled_from(_SPECIAL[name]))
         else:
-            item["inputs"][name] = draw(st.one_of(numbers, values, texts))
+            inputs[name] = draw(st.one_of(numbers, values, texts))
     for item in graph.values():
         for name, value in item["inputs"].items():
             if name in _CAPS and _is_long_work(value, _CAPS[name]):
