@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import HeliosError
+from .errors import HeliosError, reason, shortened
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +63,10 @@ class TextEncoder:
             model, report = transformers.UMT5EncoderModel.from_pretrained(
                 weights, torch_dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as fault:
-            raise HeliosError(f"{weights} cannot be loaded ({fault}): download the text encoder again.") from fault
+        # transformers refuses a configuration with whatever its parts raise, safetensors with a plain Exception.
+        except Exception as fault:
+            message = f"{weights} cannot be loaded ({reason(fault)}): download the text encoder again."
+            raise HeliosError(message) from fault
         missing = set(report["missing_keys"]) - {"encoder.embed_tokens.weight"}
         if missing:
             raise HeliosError(f"{weights} lacks {sorted(missing)[0]!r}: download the text encoder again.")
@@ -78,10 +80,10 @@ class TextEncoder:
         HeliosError: no prompt, or one that is not a string.
         """
         if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
-            raise HeliosError(f"prompts must be a non-empty list of strings, not {prompts!r}: put them in a list.")
+            raise HeliosError(f"prompts is {shortened(prompts)}: put one or more strings in a list.")
         for prompt in prompts:
             if not isinstance(prompt, str):
-                raise HeliosError(f"prompt {prompt!r} is of type {type(prompt).__name__}: pass a string.")
+                raise HeliosError(f"prompt {shortened(prompt)} is of type {type(prompt).__name__}: pass a string.")
         rows = [_truncate(self.tokenizer(clean_prompt(prompt)), max_length) for prompt in prompts]
         device = next(self.model.parameters()).device
         ids = torch.zeros(len(rows), max_length, dtype=torch.long)  # UMT5's padding id is 0
@@ -111,14 +113,22 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
     files = Path(folder) / "tokenizer"
     try:
         if (files / "tokenizer.json").is_file():
-            return _fast_tokenizer(files)
+            return _tried(_fast_tokenizer(files))
         if (files / "spiece.model").is_file():
-            return _sentencepiece_tokenizer(files / "spiece.model")
-    except (OSError, ValueError, RuntimeError) as fault:
-        if isinstance(fault, HeliosError):
-            raise
-        raise HeliosError(f"{files} cannot be loaded ({fault}): download the tokenizer again.") from fault
+            return _tried(_sentencepiece_tokenizer(files / "spiece.model"))
+    except HeliosError:
+        raise
+    except Exception as fault:  # tokenizers and sentencepiece raise plain Exceptions too
+        raise HeliosError(f"{files} cannot be loaded ({reason(fault)}): download the tokenizer again.") from fault
     raise HeliosError(f"{files} holds neither tokenizer.json nor spiece.model: choose a complete pipeline folder.")
+
+
+def _tried(tokenizer: Tokenizer) -> Tokenizer:
+    """Settings of a wrong type show only when a text is tokenized."""
+    ids = tokenizer("a")
+    if not ids or not all(isinstance(number, int) for number in ids):
+        raise ValueError("it makes no token numbers")
+    return tokenizer
 
 
 def _fast_tokenizer(files: Path) -> Tokenizer:

@@ -15,7 +15,7 @@ import torch
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from torch import Tensor
 
-from .errors import HeliosError
+from .errors import HeliosError, reason
 
 # ITU-T H.273 code points, as the file stores them.
 _BT709 = 1
@@ -164,9 +164,17 @@ def read_video(path: str | Path) -> Tensor:
     """All frames of a file, uint8 [F, H, W, 3]; holds them in memory. HeliosError where it cannot."""
     try:
         with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise HeliosError(f"The file {path} has no picture: give a video file.")
             frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
-    except (OSError, IndexError, ValueError) as error:
-        raise HeliosError(f"The video {path} cannot be read ({error}): give a video file.") from error
+            stated = container.streams.video[0].frames
+    except HeliosError:
+        raise
+    # Odd metadata is a UnicodeDecodeError.
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise HeliosError(f"The video {path} cannot be read ({reason(error)}): give a whole video file.") from error
+    if 0 < len(frames) < stated:
+        raise HeliosError(f"The video {path} ends after {len(frames)} of {stated} frames: give a whole video file.")
     if not frames:
         raise HeliosError(f"The video {path} has no frames: give a video file.")
     return torch.stack(frames)

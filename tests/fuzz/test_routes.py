@@ -140,7 +140,7 @@ def test_ranges(abused, takes, draw):
     wanted = draw.draw(st.one_of(st.sampled_from(RANGES), spans, edges.map(lambda n: f"bytes=-{n}")))
     answer = ask(abused, "GET", target, {"Range": wanted})
     check(answer, target, content)
-    cut = re.fullmatch(r"(?i:bytes)=(\d*)-(\d*)", wanted)
+    cut = re.fullmatch(r"(?i:bytes)=([0-9]*)-([0-9]*)", wanted)
     if cut is None or not any(cut.groups()):
         assert answer.status in (400, 416) or (answer.status, answer.body) == (200, whole)
         return
