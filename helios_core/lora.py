@@ -6,22 +6,22 @@ musubi and kohya (``lora_unet_X_with_underscores``), bare names, and the trainin
 
 from __future__ import annotations
 
-import json
 import math
 import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .checkpoint.folder import existing_file, read_tensors
 from .checkpoint.header import read_header
+from .checkpoint.load import quoted
 from .checkpoint.names import native_name, underscored_names
-from .errors import HeliosError
+from .errors import HeliosError, reason, shortened
+from .settings import parse_object
 
 SAFE_SUFFIXES = (".safetensors", ".sft")
 _ROLES = {"lora_A": "down", "lora_B": "up", "lora_down": "down", "lora_up": "up", "lora.down": "down", "lora.up": "up",
@@ -80,8 +80,9 @@ def read_lora(path: str | Path, parameters: Mapping[str, tuple[int, ...]]) -> Lo
     result = match_lora(tensors, parameters, _stated_alphas(metadata, path), path)
     if not result.count:
         raise HeliosError(
-            f"{path} has no weights for Helios: none of its {len(tensors)} keys ({', '.join(sorted(tensors)[:3])}) "
-            "names a part of the transformer; choose a Wan 2.1 14B or Helios LoRA."
+            f"{path} has no weights for Helios: none of its {len(tensors)} keys "
+            f"({', '.join(map(quoted, sorted(tensors)[:3]))}) names a part of the transformer; choose a Wan 2.1 14B or "
+            "Helios LoRA."
         )
     return result
 
@@ -154,15 +155,23 @@ def _apply(
         return used
     up, down, mid = group["up"], group["down"], group.get("mid")
     shape = parameters[weight]
-    fits = up.shape[0] == shape[0] and up.shape[1] == down.shape[0]
+    fits = min(up.ndim, down.ndim) > 1 and up.shape[0] == shape[0] and up.shape[1] == down.shape[0]
     if not fits or (mid is None and math.prod(down.shape[1:]) != math.prod(shape[1:])):
         raise HeliosError(
             f"{path} was made for another model: {module} is {list(up.shape)} x {list(down.shape)} there and "
             f"{list(shape)} here; choose a Wan 2.1 14B or Helios LoRA."
         )
-    alpha = float(group["alpha"]) if "alpha" in group else stated
+    alpha = _number(group["alpha"], f"{module}.alpha", path) if "alpha" in group else stated
     result.low_rank.setdefault(weight, []).append(LowRank(up, down, alpha, mid, group.get("dora")))
     return True
+
+
+def _number(tensor: Tensor, key: str, path: Path) -> float:
+    if tensor.numel() != 1 or not math.isfinite(number := float(tensor)):
+        raise HeliosError(
+            f"{path} has {shortened(key)} of {list(tensor.shape)}, which is no one number; save it again."
+        )
+    return number
 
 
 def _fitting(tensor: Tensor, shape: tuple[int, ...], key: str, path: Path) -> Tensor:
@@ -179,10 +188,14 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return read_tensors([path]), read_header(path).metadata
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except pickle.UnpicklingError:  # torch's own words advise to switch the check off
         raise HeliosError(
-            f"{path} cannot be read as plain weights ({reason[:120]}); use a .safetensors file."
+            f"{path} cannot be read as plain weights: it holds more, or is damaged; use a .safetensors file."
+        ) from None
+    # torch's reader of damaged files fails in whatever its parts raise.
+    except Exception as error:
+        raise HeliosError(
+            f"{path} cannot be read as plain weights ({reason(error)}); use a .safetensors file."
         ) from None
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
@@ -195,9 +208,14 @@ def _stated_alphas(metadata: Mapping[str, str], path: Path) -> dict[str, float]:
     if "lora_adapter_metadata" not in metadata:
         return {}
     try:
-        content: dict[str, Any] = json.loads(metadata["lora_adapter_metadata"])
+        content = parse_object(metadata["lora_adapter_metadata"], f"{path}: its lora_adapter_metadata", "save it again")
         found = {key.removeprefix("transformer."): value for key, value in content.items()}
         alphas = {_module(name): float(value) for name, value in (found.get("alpha_pattern") or {}).items()}
-        return alphas if found.get("lora_alpha") is None else alphas | {"": float(found["lora_alpha"])}
-    except (ValueError, TypeError, AttributeError):
-        raise HeliosError(f"{path} has damaged lora_adapter_metadata; save it again.") from None
+        alphas |= {} if found.get("lora_alpha") is None else {"": float(found["lora_alpha"])}
+    except HeliosError:
+        raise
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        alphas = {"": math.nan}
+    if not all(map(math.isfinite, alphas.values())):
+        raise HeliosError(f"{path} has lora_adapter_metadata whose alphas are no numbers; save it again.")
+    return alphas

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import HeliosError
+from ..errors import HeliosError, shortened
+from ..settings import read_object
 from .header import TensorEntry, read_header
 from .mapped import map_file
 
@@ -43,10 +43,10 @@ def open_folder(path: str | Path) -> ReleasedFolder:
         raise HeliosError(f"model folder {path} does not exist; give the folder that holds model_index.json.")
     index = read_json(path / "model_index.json")
     name = index.get("_class_name")
-    if name not in PIPELINE_CLASSES:
+    if not isinstance(name, str) or name not in PIPELINE_CLASSES:
         raise HeliosError(
-            f"{path} holds a {name} model, not Helios; use a folder whose model_index.json names HeliosPipeline "
-            "or HeliosPyramidPipeline."
+            f"{path} holds the model {shortened(name)}, not Helios; use a folder whose model_index.json names "
+            "HeliosPipeline or HeliosPyramidPipeline."
         )
     if name == "HeliosPipeline":
         variant = "base"
@@ -63,15 +63,7 @@ def open_folder(path: str | Path) -> ReleasedFolder:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from disk, or a HeliosError that names the file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise HeliosError(f"{path} is missing; download the folder again.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise HeliosError(f"{path} cannot be read ({error}); download it again.") from None
-    if not isinstance(content, dict):
-        raise HeliosError(f"{path} holds no JSON object; download it again.")
-    return content
+    return read_object(path, "download the folder again")
 
 
 def weight_files(folder: Path, stem: str = WEIGHTS_NAME) -> list[Path]:
@@ -82,16 +74,21 @@ def weight_files(folder: Path, stem: str = WEIGHTS_NAME) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise HeliosError(f"{index} has no weight_map; download it again.")
-    names = sorted(set(weight_map.values()))
-    foreign = [name for name in names if Path(name).name != name]
+    shards = list(weight_map.values())
+    foreign = [name for name in shards if not isinstance(name, str) or Path(name).name != name or "\0" in name]
     if foreign:
-        raise HeliosError(f"{index} names shards outside its folder ({foreign[0]}); download it again.")
+        raise HeliosError(f"{index} names {shortened(foreign[0])}, which is no file in its folder; download it again.")
+    names = sorted(set(shards))
     return [existing_file(folder / name) for name in names]
 
 
 def existing_file(path: Path) -> Path:
     """``path`` if it is a file, else a HeliosError that names it."""
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except (OSError, ValueError):  # a name too long, or of characters that no file has
+        found = False
+    if not found:
         raise HeliosError(f"{path} is missing; download the folder again.")
     return path
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from ..errors import HeliosError
+from ..errors import HeliosError, shortened
+from ..settings import LARGEST
 
 DTYPES = {
     "F64": torch.float64,
@@ -28,8 +29,8 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-# The limit of the safetensors library itself.
-LARGEST_HEADER = 100_000_000
+# A header has some hundred bytes a tensor; parsed, it takes several times the room of its text.
+LARGEST_HEADER = LARGEST
 _SIGNS = (
     (b"<", "is a web page, not a safetensors file: its download needs a login or the direct link"),
     (b"version https://git-lfs", "is a Git LFS pointer, not the file it stands for: run git lfs pull"),
@@ -79,16 +80,25 @@ def read_header(path: str | Path) -> Header:
             if 8 + length > size:
                 raise _incomplete(path, f"it ends within its header, after {size:,} bytes")
             file.seek(8)
-            content = json.loads(file.read(length))
+            text = file.read(length)
     except FileNotFoundError:
         raise HeliosError(f"{path} is missing; download it again.") from None
     except OSError as error:
         raise HeliosError(f"{path} cannot be read ({error.strerror}); check the path and its permissions.") from None
-    except ValueError as error:
-        if isinstance(error, HeliosError):
-            raise
-        raise HeliosError(f"{path} is not a safetensors file; download it again.") from None
-    return _checked(path, content, 8 + length, size)
+    if len(text) < length:
+        raise _incomplete(path, "it ends within its header")
+    return _checked(path, _parsed(path, text), 8 + length, size)
+
+
+def _parsed(path: Path, text: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError):
+        content = None
+    # The library refuses what does not begin with the brace.
+    if not isinstance(content, dict) or not text.startswith(b"{"):
+        raise HeliosError(f"{path} is not a safetensors file; download it again.")
+    return content
 
 
 def _refuse_other_formats(path: Path, start: bytes) -> None:
@@ -97,24 +107,55 @@ def _refuse_other_formats(path: Path, start: bytes) -> None:
             raise HeliosError(f"{path} {meaning}.")
 
 
-def _checked(path: Path, content: Any, base: int, size: int) -> Header:
-    metadata = content.pop("__metadata__", None) or {} if isinstance(content, dict) else None
-    if not isinstance(metadata, dict):
-        raise HeliosError(f"{path} is not a safetensors file; download it again.")
-    tensors: dict[str, TensorEntry] = {}
-    try:
-        for name, info in content.items():
-            first, last = info["data_offsets"]
-            tensors[name] = TensorEntry(DTYPES[info["dtype"]], tuple(info["shape"]), base + first, base + last)
-    except (KeyError, TypeError, ValueError) as error:
-        raise HeliosError(f"{path} has a tensor of an unknown kind ({error}); download it again.") from None
-    for name, entry in tensors.items():
-        if entry.end - entry.start != entry.count * entry.dtype.itemsize:
-            raise HeliosError(f"{path} contradicts itself about the size of {name}; download it again.")
-    needed = max((entry.end for entry in tensors.values()), default=base)
-    if needed > size:
-        raise _incomplete(path, f"it has {size:,} of {needed:,} bytes")
-    return Header(path, tensors, {str(key): str(value) for key, value in metadata.items()})
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Readers differ in which of two equal keys they take, so the format forbids them."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError
+    return found
+
+
+def _checked(path: Path, content: dict[str, Any], base: int, size: int) -> Header:
+    """The rules of the safetensors library: tensors follow one another without a hole or an overlap to the end."""
+    metadata = content.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise HeliosError(f"{path} has metadata that is no text; download it again.")
+    tensors = {name: _entry(path, name, info, base) for name, info in content.items()}
+    end = base
+    for name, entry in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
+        if entry.start != end:
+            raise HeliosError(f"{path} contradicts itself about where {shortened(name)} lies; download it again.")
+        end = entry.end
+    if end > size:
+        raise _incomplete(path, f"it has {size:,} of {end:,} bytes")
+    if end < size:
+        raise HeliosError(f"{path} has {size - end:,} bytes behind its last tensor; download it again.")
+    return Header(path, tensors, metadata)
+
+
+def _entry(path: Path, name: str, info: Any, base: int) -> TensorEntry:
+    if not isinstance(info, dict) or not {"dtype", "shape", "data_offsets"} <= info.keys():
+        raise HeliosError(f"{path} does not describe the tensor {shortened(name)}; download it again.")
+    dtype, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise HeliosError(
+            f"{path} has the tensor {shortened(name)} of the unknown type {shortened(dtype)}; download it again."
+        )
+    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
+        raise HeliosError(
+            f"{path} has the tensor {shortened(name)} of shape {shortened(shape)} at {shortened(offsets)}, which are "
+            "no sizes; download it again."
+        )
+    entry = TensorEntry(DTYPES[dtype], tuple(shape), base + offsets[0], base + offsets[1])
+    # torch counts a tensor's numbers in 63 bits, an empty one's too.
+    if entry.end - entry.start != entry.count * entry.dtype.itemsize or math.prod(filter(None, shape)) >= 2**60:
+        raise HeliosError(f"{path} contradicts itself about the size of {shortened(name)}; download it again.")
+    return entry
+
+
+def _are_sizes(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**60 for value in values)
 
 
 def _incomplete(path: Path, why: str) -> HeliosError:

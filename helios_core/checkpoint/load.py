@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import HeliosError
+from ..errors import HeliosError, shortened
 from ..transformer import HeliosTransformer
 from ..transformer.fp8 import narrowed, use_fp8
 from .foreign import recognise, refuse_foreign
 from .quantised import scales, without_companions
 from .source import TransformerSource
 
-NAMES_SHOWN = 3
+NAMES_SHOWN, LONGEST_NAME = 3, 160
 # The reference keeps these float32 whatever the model's type is.
 FLOAT32_PARTS = ("time_embedding.", "modulation", "norm3.", "history_key_scale")
 _WHOLE_BYTES = (torch.uint8,)  # how two 4-bit numbers are stored: their tensor is narrower than the layer
@@ -107,5 +107,10 @@ def check_state_dict(
         raise HeliosError(f"{source} does not fit a {kind}: {', '.join(told)} tensors; download it again.")
 
 
+def quoted(name: str) -> str:
+    """A tensor's name as it is, where that is short and printable."""
+    return name if name.isprintable() and len(name) <= LONGEST_NAME else shortened(name, LONGEST_NAME)
+
+
 def _first(names: list[str]) -> str:
-    return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
+    return ", ".join(quoted(name) for name in names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")

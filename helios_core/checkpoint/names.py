@@ -105,3 +105,9 @@ def _translate(key: str, source: int, target: int) -> str:
         if name.startswith(pair[source]):
             return prefix + pair[target] + name[len(pair[source]) :]
     return key
+
+
+def block_number(name: str, prefix: str) -> int:
+    """The number after ``prefix`` in a tensor's name; -1 where there is none, or one that no model counts up to."""
+    number = name.removeprefix(prefix).partition(".")[0]
+    return int(number) if name.startswith(prefix) and re.fullmatch(r"[0-9]{1,4}", number) else -1

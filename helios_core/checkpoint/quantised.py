@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from ..errors import HeliosError
+from ..errors import HeliosError, shortened
 from .names import native_name
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ def without_companions(state: Mapping[str, T]) -> dict[str, T]:
     }
 
 
-def layer_formats(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+def layer_formats(state: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> dict[str, str]:
     """Format by layer, under our names; ``state`` has our names too."""
     try:
         layers = json.loads(metadata[METADATA_KEY])["layers"] if METADATA_KEY in metadata else {}
@@ -45,8 +45,8 @@ def layer_formats(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> d
         for key, value in state.items():
             if key.endswith(".comfy_quant"):
                 formats[key.removesuffix(".comfy_quant")] = json.loads(value.numpy().tobytes())["format"]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise HeliosError("the file's quantization metadata is damaged; download it again.") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise HeliosError(f"{path} has damaged quantization metadata; download it again.") from None
     return formats | {key.removesuffix(".scale_weight"): FP8_FORMAT for key in state if key.endswith(".scale_weight")}
 
 
@@ -57,9 +57,11 @@ def scales(state: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path)
         HeliosError: a format that only ComfyUI multiplies out, or a scale that is missing.
     """
     found: dict[str, Tensor] = {}
-    for layer, form in layer_formats(state, metadata).items():
-        if form not in SCALED_FORMATS:
-            raise HeliosError(f"{path} is quantised as {form}, which runs in ComfyUI only; use a bf16 or fp8 file.")
+    for layer, form in layer_formats(state, metadata, path).items():
+        if not isinstance(form, str) or form not in SCALED_FORMATS:
+            raise HeliosError(
+                f"{path} is quantised as {shortened(form)}, which runs in ComfyUI only; use a bf16 or fp8 file."
+            )
         scale = state.get(f"{layer}.weight_scale", state.get(f"{layer}.scale_weight"))
         if scale is None:
             raise HeliosError(f"{path} lacks {layer}.weight_scale; download it again.")

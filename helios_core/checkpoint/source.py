@@ -11,13 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import HeliosError
+from ..errors import HeliosError, shortened
+from ..settings import parse_object
 from ..tiny import SCHEDULER_CONFIGS
 from ..transformer import TransformerConfig
 from .folder import open_folder, read_entries, read_tensors, weight_files
 from .foreign import refuse_foreign
 from .header import Header, TensorEntry, read_header
-from .names import from_any_layout
+from .names import block_number, from_any_layout
 from .quantised import without_companions
 
 VARIANTS = ("base", "mid", "distilled")
@@ -64,7 +65,7 @@ def open_transformer(path: str | Path, variant: str | None = None) -> Transforme
     """
     path = Path(path)
     if variant is not None and variant not in VARIANTS:
-        raise HeliosError(f"variant={variant!r} is unknown; use one of {', '.join(VARIANTS)}.")
+        raise HeliosError(f"variant={shortened(variant)} is unknown; use one of {', '.join(VARIANTS)}.")
     source = _from_file(path, variant) if path.is_file() else _from_folder(path)
     if variant is not None and variant != source.variant:
         raise HeliosError(f"variant={variant!r} contradicts {path}, which is Helios {source.variant}; use auto.")
@@ -95,7 +96,7 @@ def _from_folder(path: Path) -> TransformerSource:
         path=folder.path,
         files=tuple(files),
         variant=folder.variant,
-        config=TransformerConfig.from_dict(folder.transformer),
+        config=TransformerConfig.from_dict(folder.transformer, f"{folder.path / 'transformer' / 'config.json'}"),
         scheduler=folder.scheduler,
         is_cfg_zero_star=folder.is_cfg_zero_star,
         metadata={},
@@ -108,7 +109,7 @@ def _from_file(path: Path, variant: str | None) -> TransformerSource:
     metadata = header.metadata | _read_info(header)
     stated = metadata.get(VARIANT_KEY)
     if stated is not None and stated not in VARIANTS:
-        raise HeliosError(f"{path} says it is Helios {stated!r}, which is unknown; download it again.")
+        raise HeliosError(f"{path} says it is Helios {shortened(stated)}, which is unknown; download it again.")
     if (stated or variant) is None:
         raise HeliosError(
             f"{path} does not say whether it is Helios base, mid or distilled; set the input variant to the right one."
@@ -136,28 +137,18 @@ def _read_info(header: Header) -> dict[str, str]:
             with header.path.open("rb") as file:
                 file.seek(entry.start)
                 content = file.read(entry.end - entry.start)
-            try:
-                return {str(k): str(v) for k, v in json.loads(content).items()}
-            except (ValueError, AttributeError):
-                raise HeliosError(f"{header.path} holds a damaged {key}; save or download it again.") from None
+            found = parse_object(content, f"{header.path}: its tensor {shortened(key)}", "save or download it again")
+            return {name: value for name, value in found.items() if isinstance(value, str)}
     return {}
 
 
 def _json_of(metadata: Mapping[str, str], key: str, path: Path) -> dict[str, Any] | None:
-    if key not in metadata:
-        return None
-    try:
-        content = json.loads(metadata[key])
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise HeliosError(f"{path} has a damaged {key} in its metadata; download it again.")
-    return content
+    return parse_object(metadata[key], f"{path}: its metadata {key}") if key in metadata else None
 
 
 def _stated_config(metadata: Mapping[str, str], path: Path) -> TransformerConfig | None:
     content = _json_of(metadata, CONFIG_KEY, path)
-    return None if content is None else TransformerConfig.from_dict(content)
+    return None if content is None else TransformerConfig.from_dict(content, f"{path}: its metadata {CONFIG_KEY}")
 
 
 def derive_config(shapes: Mapping[str, tuple[int, ...]], path: Path) -> TransformerConfig:
@@ -171,6 +162,7 @@ def derive_config(shapes: Mapping[str, tuple[int, ...]], path: Path) -> Transfor
     shapes = without_companions(shapes)
     try:
         dim, channels, *patch = shapes["patch_embedding.weight"]
+        depth, height, width = patch
         text_dim = shapes["text_embedding.0.weight"][1]
         freq_dim = shapes["time_embedding.0.weight"][1]
         ffn_dim = shapes["blocks.0.ffn.0.bias"][0]
@@ -187,11 +179,11 @@ def derive_config(shapes: Mapping[str, tuple[int, ...]], path: Path) -> Transfor
         )
     scale = shapes.get("blocks.0.self_attn.history_key_scale")
     return TransformerConfig(
-        patch_size=(patch[0], patch[1], patch[2]),
+        patch_size=(depth, height, width),
         num_attention_heads=dim // RELEASED_HEAD_DIM,
         attention_head_dim=RELEASED_HEAD_DIM,
         in_channels=channels,
-        out_channels=out_features // math.prod(patch),
+        out_channels=out_features // max(1, math.prod(patch)),
         text_dim=text_dim,
         freq_dim=freq_dim,
         ffn_dim=ffn_dim,
@@ -204,4 +196,4 @@ def derive_config(shapes: Mapping[str, tuple[int, ...]], path: Path) -> Transfor
 
 
 def _layers(names: Iterable[str]) -> int:
-    return 1 + max(int(name.split(".")[1]) for name in names if name.startswith("blocks."))
+    return 1 + max(block_number(name, "blocks.") for name in names)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import HeliosError
 from .foreign import describe
+from .names import block_number
 
 # The tokenizer as a uint8 tensor, under core's name for it.
 SPIECE_TENSOR = "spiece_model"
@@ -28,11 +29,12 @@ def umt5_config(shapes: Mapping[str, tuple[int, ...]], path: Path) -> dict[str, 
         buckets, heads = shapes[_BIAS]
         inner = shapes[f"{_BLOCK}.0.SelfAttention.q.weight"][0]
         hidden = shapes[f"{_BLOCK}.1.DenseReluDense.wi_1.weight"][0]
-    except (KeyError, ValueError):
+        d_kv = inner // heads
+    except (KeyError, ValueError, IndexError, ZeroDivisionError):
         raise HeliosError(
             f"{path} is {describe(shapes)}, not a UMT5 text encoder; choose Helios's or Wan 2.1's."
         ) from None
-    layers = 1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("encoder.block."))
+    layers = 1 + max(block_number(name, "encoder.block.") for name in shapes)
     # Plain T5 has position biases in its first block only.
     if layers > 1 and _BIAS.replace("block.0", "block.1") not in shapes:
         raise HeliosError(f"{path} is a T5 text encoder, not UMT5; choose Helios's or Wan 2.1's.")
@@ -45,7 +47,7 @@ def umt5_config(shapes: Mapping[str, tuple[int, ...]], path: Path) -> dict[str, 
         "model_type": "umt5",
         "vocab_size": vocab,
         "d_model": dim,
-        "d_kv": inner // heads,
+        "d_kv": d_kv,
         "d_ff": hidden,
         "num_layers": layers,
         "num_heads": heads,

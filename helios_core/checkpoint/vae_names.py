@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from ..errors import HeliosError
+from ..errors import HeliosError, shortened
 from .foreign import describe
 
 T = TypeVar("T")
+STATE_DICT = "The VAE state dict"
 
 _RESIDUAL = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3", "conv2": "residual.6"}
 _NORMS = ("norm", "norm1", "norm2", "norm_out")
@@ -26,6 +27,7 @@ class _Name:
     required: bool = True
 
 
+MOST_DIGITS = 2
 NATIVE_SIGN = "decoder.middle.0.residual.0.gamma"
 DIFFUSERS_SIGN = "decoder.mid_block.resnets.0.norm1.gamma"
 _PREFIXES = ("first_stage_model.", "vae.")
@@ -41,13 +43,13 @@ def native_vae(state_dict: Mapping[str, T], source: Path | str) -> dict[str, T]:
         if f"{prefix}{NATIVE_SIGN}" in state_dict or f"{prefix}{DIFFUSERS_SIGN}" in state_dict:
             state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
     if DIFFUSERS_SIGN in state_dict:
-        return vae_from_diffusers(state_dict)
+        return vae_from_diffusers(state_dict, source)
     if NATIVE_SIGN not in state_dict:
         raise HeliosError(f"{source} is {describe(state_dict)}, not a Wan 2.1 VAE; choose the VAE that Helios ships.")
-    return vae_from_diffusers(vae_to_diffusers(state_dict))
+    return vae_from_diffusers(vae_to_diffusers(state_dict, source), source)
 
 
-def vae_from_diffusers(state_dict: Mapping[str, T]) -> dict[str, T]:
+def vae_from_diffusers(state_dict: Mapping[str, T], source: Path | str = STATE_DICT) -> dict[str, T]:
     """Rename AutoencoderKLWan tensors to native Wan names (the tensors themselves, no copies).
 
     Any base_dim, dim_mult, num_res_blocks and temporal layout. Raises HeliosError for unknown or
@@ -57,11 +59,11 @@ def vae_from_diffusers(state_dict: Mapping[str, T]) -> dict[str, T]:
     levels = 1 + max((found[0] for found in blocks if found), default=0)
     res_blocks = max((found[1] for found in blocks if found), default=0)
     table = {name.diffusers: name for name in _names(levels, res_blocks)}
-    _check(state_dict, {key: name.required for key, name in table.items()}, "AutoencoderKLWan")
+    _check(state_dict, {key: name.required for key, name in table.items()}, "AutoencoderKLWan", source)
     return {table[key].native: tensor for key, tensor in state_dict.items()}
 
 
-def vae_to_diffusers(state_dict: Mapping[str, T]) -> dict[str, T]:
+def vae_to_diffusers(state_dict: Mapping[str, T], source: Path | str = STATE_DICT) -> dict[str, T]:
     """Rename native Wan 2.1 VAE tensors to AutoencoderKLWan names: the inverse of `vae_from_diffusers`.
 
     Raises HeliosError for unknown or missing names.
@@ -72,13 +74,15 @@ def vae_to_diffusers(state_dict: Mapping[str, T]) -> dict[str, T]:
     level_length = 1 + min((found[0] for found in resamples if found), default=count)
     res_blocks = max(level_length - 2, 0)
     table = {name.native: name for name in _names((count + 1) // (res_blocks + 2), res_blocks)}
-    _check(state_dict, {key: name.required for key, name in table.items()}, "native Wan 2.1 VAE")
+    _check(state_dict, {key: name.required for key, name in table.items()}, "native Wan 2.1 VAE", source)
     return {table[key].diffusers: tensor for key, tensor in state_dict.items()}
 
 
 def _indices(pattern: str, name: str) -> tuple[int, ...] | None:
     match = re.match(pattern, name)
-    return tuple(int(group) for group in match.groups()) if match else None
+    # No VAE has a number of more digits; a damaged name would be counted up to.
+    groups = match.groups() if match else ()
+    return tuple(map(int, groups)) if groups and all(len(group) <= MOST_DIGITS for group in groups) else None
 
 
 def _names(levels: int, res_blocks: int) -> Iterator[_Name]:
@@ -128,15 +132,15 @@ def _layer(diffusers: str, native: str, required: bool = True) -> Iterator[_Name
         yield _Name(f"{diffusers}.{parameter}", f"{native}.{parameter}", required)
 
 
-def _check(found: Iterable[str], known: Mapping[str, bool], layout: str) -> None:
+def _check(found: Iterable[str], known: Mapping[str, bool], layout: str, source: Path | str) -> None:
     found = set(found)
     for problem, names in (
         ("does not know", found - known.keys()),
         ("is missing", {name for name, required in known.items() if required} - found),
     ):
         if names:
-            examples = ", ".join(sorted(names)[:3])
+            examples = ", ".join(shortened(name)[1:-1] for name in sorted(names)[:3])
             raise HeliosError(
-                f"The VAE state dict has {len(found)} tensors and the {layout} layout {problem} {len(names)} "
+                f"{source} has {len(found)} tensors and the {layout} layout {problem} {len(names)} "
                 f"tensor names ({examples}{', ...' if len(names) > 3 else ''}): use the Wan 2.1 VAE."
             )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..errors import HeliosError
+from ..errors import HeliosError, shortened
+from ..settings import check_range, typed
 
 # Dynamic shift: 0.5 at 256 tokens, 1.15 at 4096, linear between and beyond.
 SHIFT_TOKENS = (256, 4096)
@@ -16,6 +17,8 @@ SHIFT_VALUES = (0.5, 1.15)
 STAGE_SIGMA_MAX = 0.999
 # Beyond it no noise has the wanted covariance.
 GAMMA_MAX = 1 / 3 + 1e-9
+# The released models have 1,000; tables are made of this length.
+MOST_TIMESTEPS = 100_000
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,7 @@ class SchedulerConfig:
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> SchedulerConfig:
         """Reads a scheduler_config.json."""
-        names = {f.name for f in fields(cls)}
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in names}
-        return cls(**values)
+        return typed(cls, config, "scheduler_config.json")
 
     def __post_init__(self) -> None:
         if not self.use_dynamic_shifting or self.shift != 1.0:
@@ -43,17 +44,21 @@ class SchedulerConfig:
                 f"scheduler config use_dynamic_shifting={self.use_dynamic_shifting}, shift={self.shift} is not "
                 "supported; every released Helios model uses true and 1.0."
             )
+        check_range("scheduler config", "num_train_timesteps", self.num_train_timesteps, 1, MOST_TIMESTEPS)
         bounds = self.stage_range
         if self.stages < 1 or len(bounds) != self.stages + 1:
             raise HeliosError(
-                f"stage_range={list(bounds)} does not fit stages={self.stages}; give stages + 1 bounds from 0 to 1."
+                f"stage_range={shortened(list(bounds))} does not fit stages={shortened(self.stages)}; give stages + 1 "
+                "bounds from 0 to 1."
             )
         if bounds[0] != 0 or bounds[-1] != 1 or list(bounds) != sorted(set(bounds)):
-            raise HeliosError(f"stage_range={list(bounds)} must rise from 0 to 1; use the released thirds.")
+            raise HeliosError(f"stage_range={shortened(list(bounds))} must rise from 0 to 1; use the released thirds.")
         if not 0 < self.gamma <= GAMMA_MAX:
             raise HeliosError(f"gamma={self.gamma} must be above 0 and at most 1/3, the released value.")
         if self.time_shift_type not in ("linear", "exponential"):
-            raise HeliosError(f"time_shift_type={self.time_shift_type!r} is unknown; use 'linear' or 'exponential'.")
+            raise HeliosError(
+                f"time_shift_type={shortened(self.time_shift_type)} is unknown; use 'linear' or 'exponential'."
+            )
 
 
 @dataclass(frozen=True)

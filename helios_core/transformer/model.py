@@ -11,13 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import HeliosError
+from ..errors import HeliosError, shortened
+from ..settings import check_range, typed
 from .attention_backends import AttentionFunction, sdpa_attention
 from .block import BlockContext, HeliosBlock
 from .graphs import Capture, GraphedForward
 from .kernels import affine_norm, compute_dtype, rotation
 from .prepared import PreparedHistory, PreparedText
 from .rope import NOISY_START, RopeTables, pad_to_multiple
+
+# Far above any Helios: beyond these a file is damaged, and building the model would take minutes.
+LARGEST_SIZE, MOST_LAYERS = 2**20, 1000
+_SIZES = ("num_attention_heads", "attention_head_dim", "text_dim", "freq_dim", "ffn_dim")
 
 RunBlock = Callable[[int, Tensor, BlockContext, tuple[Tensor, Tensor], bool], Tensor]
 
@@ -52,34 +57,47 @@ class TransformerConfig:
         return self.num_attention_heads * self.attention_head_dim
 
     @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> TransformerConfig:
-        """Reads a config.json; keys that start with ``_`` are diffusers' own and are skipped."""
+    def from_dict(cls, config: dict[str, Any], source: str = "transformer/config.json") -> TransformerConfig:
+        """Reads a config.json; keys that start with ``_`` are diffusers' own and are skipped.
+
+        Raises:
+            HeliosError: an unknown setting, or a value that no Helios model has; it names ``source``.
+        """
         names = {f.name for f in fields(cls)}
         unknown = sorted(k for k in config if not k.startswith("_") and k not in names)
         if unknown:
             raise HeliosError(
-                f"transformer/config.json has unknown settings {unknown}; use the released Helios config.json."
+                f"{source} has unknown settings {shortened(unknown)}; use the released Helios config.json."
             )
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in names}
-        result = cls(**values)
-        result.check()
+        result = typed(cls, config, source)
+        result.check(source)
         return result
 
-    def check(self) -> None:
+    def check(self, source: str = "transformer config") -> None:
         """Refuses what no released model uses rather than computing something else silently."""
+        for name in _SIZES:
+            check_range(source, name, getattr(self, name), 1, LARGEST_SIZE)
+        check_range(source, "num_layers", self.num_layers, 1, MOST_LAYERS)
+        check_range(source, "eps", self.eps, 1e-12, 0.1)
+        check_range(source, "rope_theta", self.rope_theta, 2, 1e9)
+        if (tuple(self.patch_size), self.in_channels, self.out_channels) != ((1, 2, 2), 16, 16):
+            raise HeliosError(
+                f"{source} has patch_size={list(self.patch_size)}, in_channels={self.in_channels}, out_channels="
+                f"{self.out_channels}; Helios has [1, 2, 2], 16 and 16: use the released file."
+            )
         if self.qk_norm != "rms_norm_across_heads" or self.added_kv_proj_dim is not None:
             raise HeliosError(
-                f"transformer config qk_norm={self.qk_norm!r}, added_kv_proj_dim={self.added_kv_proj_dim!r} is not "
-                "supported; Helios uses 'rms_norm_across_heads' and null."
+                f"{source} has qk_norm={shortened(self.qk_norm)}, added_kv_proj_dim={self.added_kv_proj_dim}; "
+                "Helios has 'rms_norm_across_heads' and null: use the released file."
             )
-        if sum(self.rope_dim) != self.attention_head_dim:
+        if sum(self.rope_dim) != self.attention_head_dim or any(part < 2 or part % 2 for part in self.rope_dim):
             raise HeliosError(
-                f"transformer config rope_dim={list(self.rope_dim)} must sum to attention_head_dim="
-                f"{self.attention_head_dim}; use the released config.json."
+                f"{source} has rope_dim={list(self.rope_dim)}, which must be even numbers that sum to "
+                f"attention_head_dim={self.attention_head_dim}; use the released config.json."
             )
         if self.history_scale_mode not in ("per_head", "scalar"):
             raise HeliosError(
-                f"transformer config history_scale_mode={self.history_scale_mode!r} is unknown; "
+                f"{source} has history_scale_mode={shortened(self.history_scale_mode)}, which is unknown; "
                 "use 'per_head' or 'scalar'."
             )
 

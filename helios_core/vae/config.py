@@ -1,10 +1,11 @@
 """Configuration of the Wan 2.1 VAE."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from ..errors import HeliosError
+from ..errors import HeliosError, shortened
+from ..settings import check_range, typed
 
 # Statistics of the released Wan 2.1 latent space, one entry per latent channel.
 _WAN21_MEAN = (
@@ -53,23 +54,33 @@ class VAEConfig:
                 )
 
     @classmethod
-    def from_diffusers(cls, config: Mapping[str, Any]) -> "VAEConfig":
-        """Read AutoencoderKLWan's config.json. HeliosError where it is not a Wan 2.1 VAE."""
+    def from_diffusers(cls, config: Mapping[str, Any], source: str = "The VAE config") -> "VAEConfig":
+        """Read AutoencoderKLWan's config.json, called `source` in errors. HeliosError where it is no Wan 2.1 VAE."""
         for option, accepted in _WAN21_ONLY.items():
             value = config.get(option, accepted[0])
             if option == "decoder_base_dim" and value == config.get("base_dim", cls.base_dim):
                 continue
             if value not in accepted:
                 raise HeliosError(
-                    f"The VAE config has {option}={value}, which Wan 2.1 does not use: "
+                    f"{source} has {option}={shortened(value)}, which Wan 2.1 does not use: "
                     "choose the VAE folder of a Helios release."
                 )
-        renamed = {"temporal_downsample": "temperal_downsample"}
-        values: dict[str, Any] = {}
-        for field in fields(cls):
-            value = config.get(renamed.get(field.name, field.name), field.default)
-            values[field.name] = tuple(value) if isinstance(value, list) else value
-        return cls(**values)
+        result = typed(cls, config, source, {"temporal_downsample": "temperal_downsample"})
+        result.check(source)
+        return result
+
+    def check(self, source: str) -> None:
+        """HeliosError for sizes that no VAE has, and statistics that latents cannot be divided by."""
+        check_range(source, "base_dim", self.base_dim, 1, 1024)
+        check_range(source, "num_res_blocks", self.num_res_blocks, 1, 16)
+        check_range(source, "z_dim", self.z_dim, 1, 64)
+        check_range(source, "the length of dim_mult", len(self.dim_mult), 1, 8)
+        for multiple in self.dim_mult:
+            check_range(source, "dim_mult", multiple, 1, 64)
+        for value in self.latents_mean:
+            check_range(source, "latents_mean", value, -1e6, 1e6)
+        for value in self.latents_std:
+            check_range(source, "latents_std", value, 1e-6, 1e6)
 
     @property
     def spatial_factor(self) -> int:

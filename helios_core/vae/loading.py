@@ -9,6 +9,8 @@ import torch
 from ..checkpoint.folder import read_json, read_tensors, weight_files
 from ..checkpoint.load import check_state_dict
 from ..checkpoint.vae_names import native_vae, vae_from_diffusers
+from ..errors import HeliosError
+from ..history import LATENT_CHANNELS, LATENT_SCALE
 from .config import VAEConfig
 from .model import WanVAE
 
@@ -25,11 +27,16 @@ def load_vae(path: str | Path, dtype: torch.dtype = torch.float32, device: torch
     if path.is_file():
         state_dict = native_vae(read_tensors([path]), path)
         # All else is the same in every Wan 2.1 VAE.
-        config = VAEConfig(base_dim=state_dict["encoder.conv1.weight"].shape[0])
+        config = VAEConfig(base_dim=max(1, *state_dict["encoder.conv1.weight"].shape[:1]))
     else:
         path = path / "vae" if (path / "vae").is_dir() else path
-        config = VAEConfig.from_diffusers(read_json(path / "config.json"))
-        state_dict = vae_from_diffusers(read_tensors(weight_files(path)))
+        config = VAEConfig.from_diffusers(read_json(path / "config.json"), str(path / "config.json"))
+        state_dict = vae_from_diffusers(read_tensors(weight_files(path)), path)
+    if (config.z_dim, config.spatial_factor, config.temporal_factor) != (LATENT_CHANNELS, LATENT_SCALE, 4):
+        raise HeliosError(
+            f"{path} has {config.z_dim} channels at 1/{config.spatial_factor} of the size and "
+            f"1/{config.temporal_factor} of the frames; Helios needs the Wan 2.1 VAE."
+        )
     vae = WanVAE(config, device="meta")
     check_state_dict(vae, state_dict, path, "Wan 2.1 VAE")
     vae.load_state_dict(state_dict, assign=True)

@@ -4,13 +4,23 @@ import contextlib
 import json
 import os
 import pickle
+import re
 import zipfile
 
 import pytest
 import torch
 from helios_fuzz_oracles import bounded, check_same, check_sentence, finite, library_reads, outcome
 from helios_fuzz_profiles import tries
-from helios_fuzz_strategies import OTHER_FORMATS, changed_json, damaged, dumps, joined, json_files, safetensors_files
+from helios_fuzz_strategies import (
+    OTHER_FORMATS,
+    changed_json,
+    damaged,
+    dumps,
+    joined,
+    json_files,
+    safetensors_files,
+    texts,
+)
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save
@@ -18,6 +28,7 @@ from safetensors.torch import load_file, save
 from helios_core.checkpoint import load_transformer, open_transformer
 from helios_core.checkpoint.folder import weight_files
 from helios_core.checkpoint.mapped import map_file
+from helios_core.checkpoint.umt5 import umt5_config
 from helios_core.errors import HeliosError
 from helios_core.lora import read_lora
 from helios_core.pipeline import HeliosPipeline
@@ -97,6 +108,31 @@ def test_transformer_metadata(tmp_path, single_file, changed, key):
     data = joined(json.dumps(header).encode(), single_file[0][8 + length :])
     file.write_bytes(data)
     outcome(lambda: load_transformer(open_transformer(file)), file.name, "transformer", size=len(data))
+
+
+@tries(60)
+@given(changed=st.data(), kind=st.sampled_from(["transformer", "vae", "text_encoder"]))
+def test_names(tmp_path, tiny_folder, changed, kind):
+    """Files that say nothing of themselves but by their tensors' names and shapes."""
+    tensors = {}
+    for file in sorted((tiny_folder("distilled") / kind).glob("*.safetensors")):
+        tensors |= load_file(file)
+    for _ in range(changed.draw(st.integers(1, 3))):
+        name = changed.draw(st.sampled_from(sorted(tensors)))
+        number = changed.draw(
+            st.sampled_from(["0", "9", "99", "9999", "9" * 12, "9" * 5000, "-1", "x", "", "٣", "1_0"])
+        )
+        other = re.sub(r"\.\d+\.", f".{number}.", name, count=1)
+        other = changed.draw(st.one_of(st.just(other), st.just(other), texts.filter(lambda text: "\ud800" not in text)))
+        shape = changed.draw(st.sampled_from([list(tensors[name].shape), [], [0], [0, 0], [1, 1, 1], [4]]))
+        tensors[other] = torch.zeros(shape) if list(tensors[name].shape) != shape else tensors[name].clone()
+    file = tmp_path / "crafted.safetensors"
+    data = save(tensors)
+    file.write_bytes(data)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    loaders = {"vae": lambda: load_vae(file), "transformer": lambda: load_transformer(open_transformer(file, "base")),
+               "text_encoder": lambda: umt5_config(shapes, file)}  # fmt: skip
+    outcome(loaders[kind], file.name, "transformer", size=len(data))
 
 
 @tries(60)
