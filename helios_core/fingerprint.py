@@ -10,7 +10,6 @@ import dataclasses
 import enum
 import functools
 import hashlib
-import json
 import re
 import struct
 import types
@@ -209,14 +208,15 @@ def _blocks(file: Any, size: int) -> list[tuple[int, int]]:
     """(offset, bytes) of what is read: tensors of a safetensors file, else blocks spread evenly."""
     if size <= SPREAD_BLOCKS * BLOCK_BYTES:
         return [(0, size)]
+    from .checkpoint.header import read_header
+
     try:
         (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length)) if length < size else None
-        spans = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]  # type: ignore
-    except (ValueError, AttributeError, TypeError, KeyError):
+        spans = [(entry.start, entry.end) for entry in read_header(file.name).tensors.values()]
+    except ValueError:  # another kind of file
         step = (size - BLOCK_BYTES) / (SPREAD_BLOCKS - 1)
         return [(int(i * step), BLOCK_BYTES) for i in range(SPREAD_BLOCKS)]
     begin = 8 + length
-    middles = [(begin + (a + b) // 2, b - a) for a, b in sorted(spans)]
+    middles = [((a + b) // 2, b - a) for a, b in sorted(spans)]
     blocks = [(middle - min(BLOCK_BYTES, n) // 2, min(BLOCK_BYTES, n)) for middle, n in middles]
     return [(0, begin), *blocks]

@@ -16,6 +16,9 @@ CHUNK_FRAMES = 33
 LATENT_CHANNELS = 16
 LATENT_SCALE = 8
 PIXELS_PER_TOKEN = 16
+CUDA_STATE_BYTES = 16
+# A year of film; counting further means that a file is damaged.
+LAST_CHUNK = 2**25
 PYRAMID_MULTIPLE = 64  # what the released three stages need
 
 
@@ -95,6 +98,57 @@ class History:
         else:
             generator.manual_seed(seed)
         return generator
+
+
+def checked(history: History, source: str) -> History:
+    """A history that came from a file, as it is, where a chunk can follow it.
+
+    Args:
+        source: what errors call the file.
+
+    Raises:
+        HeliosError: a value that no history has: another type, shape or size, no finite number, a part missing.
+    """
+    for name, fits in (
+        ("latents", _are_latents(history.latents, CONTEXT_FRAMES)),
+        ("anchor", history.anchor is None or _are_latents(history.anchor, 1)),
+        ("chunk", type(history.chunk) is int and 0 <= history.chunk <= LAST_CHUNK),
+        ("seed", history.seed is None or (type(history.seed) is int and 0 <= history.seed < 2**64)),
+        ("random_state", history.random_state is None or _is_random_state(history.random_state)),
+        ("skip_first_chunk", isinstance(history.skip_first_chunk, bool)),
+    ):
+        if not fits:
+            raise HeliosError(f"{source} has a {name} that no history has; save the history again.")
+    batch, _, _, height, width = history.latents.shape
+    if history.anchor is not None and history.anchor.shape != (batch, LATENT_CHANNELS, 1, height, width):
+        raise HeliosError(f"{source} has an anchor of another size than its latents; save the history again.")
+    if history.chunk and (history.anchor is None or history.random_state is None):
+        raise HeliosError(
+            f"{source} has chunk={history.chunk} but not the anchor and random state of a begun video; save the "
+            "history again."
+        )
+    return history
+
+
+def _are_latents(value: object, frames: int) -> bool:
+    if not isinstance(value, Tensor) or value.dtype != torch.float32 or value.ndim != 5:
+        return False
+    batch, channels, count, height, width = value.shape
+    even = min(batch, height, width) > 0 and not height % 2 and not width % 2
+    return even and (channels, count) == (LATENT_CHANNELS, frames) and bool(torch.isfinite(value).all())
+
+
+def _is_random_state(value: object) -> bool:
+    generator = torch.Generator("cpu")
+    if not isinstance(value, Tensor) or value.dtype != torch.uint8 or value.ndim != 1:
+        return False
+    if len(value) == CUDA_STATE_BYTES:  # headless, the generator may be the device's
+        return True
+    try:
+        generator.set_state(value)
+    except RuntimeError:
+        return False
+    return True
 
 
 def check_size(width: int, height: int, multiple: int) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .errors import HeliosError
-from .history import CONTEXT_FRAMES, LATENT_CHANNELS, History
+from .checkpoint.folder import existing_file
+from .checkpoint.mapped import map_file
+from .errors import HeliosError, shortened
+from .fingerprint import fingerprint
+from .history import History, checked
 from .store import write_atomically
 
 FORMAT, VERSION = "helios-history", 1
 _OPTIONAL = ("anchor", "random_state")
+_STATED = {"version", "chunk", "seed", "skip_first_chunk"}
 
 
 def save_history(history: History, path: str | Path) -> None:
@@ -30,6 +35,7 @@ def save_history(history: History, path: str | Path) -> None:
         "seed": "" if history.seed is None else str(history.seed),
         "skip_first_chunk": str(history.skip_first_chunk),
     }
+    metadata["checksum"] = _checksum(tensors, metadata)
     try:
         write_atomically(path, save(tensors, metadata))
     except OSError as error:
@@ -42,28 +48,50 @@ def load_history(path: str | Path) -> History:
     Raises:
         HeliosError: missing, damaged or foreign file, or one of a newer version.
     """
+    path = Path(path)
+    if not path.exists():
+        raise HeliosError(f"history file {path} does not exist; choose one that Helios Save History wrote.")
     try:
-        with safe_open(path, framework="pt") as reader:
-            metadata = reader.metadata() or {}
-            tensors: dict[str, Tensor] = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise HeliosError(f"history file {path} does not exist; choose one that Helios Save History wrote.") from None
-    except (SafetensorError, OSError) as error:
-        raise HeliosError(f"history file {path} is damaged ({error}); save the history again.") from None
-    latents = tensors.get("latents")
-    complete = {"version", "chunk", "seed", "skip_first_chunk"} <= metadata.keys()
-    fits = latents is not None and latents.shape[1:3] == (LATENT_CHANNELS, CONTEXT_FRAMES)
-    if metadata.get("format") != FORMAT or not complete or latents is None or not fits:
-        raise HeliosError(f"{path} is not a Helios history; choose a file that Helios Save History wrote.")
-    if int(metadata["version"]) > VERSION:
+        mapped, metadata = map_file(existing_file(path))
+    except HeliosError:
         raise HeliosError(
-            f"history file {path} has version {metadata['version']}, this Helios reads up to {VERSION}; update Helios."
+            f"history file {path} is damaged, it is no whole safetensors file; save the history again."
+        ) from None
+    # Copies: the file may be saved anew while the history is in use.
+    tensors = {name: tensor.clone() for name, tensor in mapped.items()}
+    if metadata.get("format") != FORMAT or "latents" not in tensors or not metadata.keys() >= _STATED:
+        raise HeliosError(f"{path} is not a Helios history; choose a file that Helios Save History wrote.")
+    version = _whole_number(metadata["version"], "version", path)
+    if version > VERSION:
+        raise HeliosError(
+            f"history file {path} has version {version}, this Helios reads up to {VERSION}; update Helios."
         )
-    return History(
+    # Older files have none.
+    if "checksum" in metadata and metadata["checksum"] != _checksum(tensors, metadata):
+        raise HeliosError(f"history file {path} is damaged, its checksum differs; save the history again.")
+    history = History(
         latents=tensors["latents"],
         anchor=tensors.get("anchor"),
-        chunk=int(metadata["chunk"]),
-        seed=int(metadata["seed"]) if metadata["seed"] else None,
+        chunk=_whole_number(metadata["chunk"], "chunk", path),
+        seed=_whole_number(metadata["seed"], "seed", path) if metadata["seed"] else None,
         random_state=tensors.get("random_state"),
         skip_first_chunk=metadata["skip_first_chunk"] == "True",
     )
+    if metadata["skip_first_chunk"] not in ("True", "False"):
+        raise _no_value(path, "skip_first_chunk", metadata["skip_first_chunk"])
+    return checked(history, f"history file {path}")
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    stated = {name: value for name, value in metadata.items() if name != "checksum"}
+    return fingerprint(stated, dict(tensors))
+
+
+def _whole_number(text: str, name: str, path: Path) -> int:
+    if not re.fullmatch(r"-?[0-9]{1,20}", text):
+        raise _no_value(path, name, text)
+    return int(text)
+
+
+def _no_value(path: Path, name: str, text: str) -> HeliosError:
+    return HeliosError(f"history file {path} has {name}={shortened(text)}; save the history again.")

@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import os
 import re
+import stat
 import time
 import uuid
 from collections.abc import Iterable
@@ -33,9 +35,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from .errors import HeliosError
+from .errors import HeliosError, reason
 from .fingerprint import fingerprint
-from .history import History
+from .history import History, checked
+from .settings import parse_object, read_object
 
 FOLDER_NAME = "helios_store"
 FORMAT, VERSION = "helios-store", 1
@@ -104,10 +107,11 @@ class ChunkStore:
         found = self._read(self.chunk_file(key), key)
         if found is None:
             return None
-        tensors, values = found
-        latents = tensors.pop("chunk")
-        tensors = {name.removeprefix("history."): tensor for name, tensor in tensors.items()}
-        return StoredChunk(latents, History(**tensors, **values["history"]))
+        try:
+            return _stored_chunk(*found)
+        except HeliosError as error:
+            self._discard(self.chunk_file(key), error)
+            return None
 
     def put_chunk(self, key: str, previous_key: str, chunk: StoredChunk) -> None:
         """Keeps a finished chunk; on return it survives a power loss.
@@ -124,7 +128,13 @@ class ChunkStore:
     def get_segment(self, key: str) -> bytes | None:
         """The encoded video of ``key``; None as for chunks."""
         found = self._read(self.segment_file(key), key)
-        return None if found is None else found[0]["segment"].numpy().tobytes()
+        if found is None:
+            return None
+        segment = found[0].get("segment")
+        if segment is None or segment.dtype != torch.uint8:
+            self._discard(self.segment_file(key), HeliosError("it is no segment"))
+            return None
+        return segment.numpy().tobytes()
 
     def put_segment(self, key: str, data: bytes) -> None:
         """Keeps one chunk's encoded video. Raises as :meth:`put_chunk`."""
@@ -147,7 +157,7 @@ class ChunkStore:
 
     def _read(self, path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         try:
-            data = path.read_bytes()
+            data = _regular_bytes(path)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -155,25 +165,30 @@ class ChunkStore:
             return None
         try:
             tensors, metadata = load(data), _metadata(data)
-            values = json.loads(metadata["values"])
+            values = parse_object(metadata["values"], "its metadata")
             if metadata["version"] != str(VERSION):
                 return None
             if metadata["checksum"] != fingerprint(metadata["values"], tensors) or values["key"] != key:
                 raise ValueError("wrong checksum")
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            log.warning("The stored file %s is damaged (%s); it is removed and made again.", path, error)
-            _remove(path)
+        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+            self._discard(path, error)
             return None
         _touch(path)
         return tensors, values
+
+    def _discard(self, path: Path, error: Exception) -> None:
+        log.warning("The stored file %s is damaged (%s); it is removed and made again.", path, reason(error))
+        _remove(path)
 
     @contextlib.contextmanager
     def _reported(self) -> Any:
         try:
             yield
         except OSError as error:
+            is_full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+            remedy = "free space there" if is_full else "check what lies there and its permissions"
             raise HeliosError(
-                f"chunk store {self.folder} cannot be written ({error.strerror or error}); free space there or "
+                f"chunk store {self.folder} cannot be written ({error.strerror or reason(error)}); {remedy} or "
                 "choose another folder, then run again: finished chunks are kept."
             ) from error
 
@@ -192,12 +207,13 @@ class ChunkStore:
 
     def manifests(self) -> list[dict[str, Any]]:
         """The manifests of all takes, by name."""
+        return [manifest for _, manifest in self._manifest_files()]
+
+    def _manifest_files(self) -> list[tuple[Path, dict[str, Any]]]:
         found = []
         for path in sorted(self.takes.glob("*.json")):
-            with contextlib.suppress(OSError, ValueError):  # removed meanwhile, or edited by hand
-                manifest = json.loads(path.read_text(encoding="utf-8"))
-                if isinstance(manifest, dict):
-                    found.append(manifest)
+            with contextlib.suppress(HeliosError):  # removed meanwhile, or edited by hand
+                found.append((path, read_object(path)))
         return found
 
     # -- size ----------------------------------------------------------------------------------------
@@ -237,9 +253,7 @@ class ChunkStore:
     def clear(self) -> int:
         """Removes every chunk, segment and manifest; returns the bytes freed."""
         files = [(path, state) for path, state in self.files() if path.suffix != PART_SUFFIX or _abandoned(path, state)]
-        manifests = [
-            self.takes / f"{take['take']}.json" for take in self.manifests() if take.get("format") == TAKE_FORMAT
-        ]
+        manifests = [path for path, take in self._manifest_files() if take.get("format") == TAKE_FORMAT]
         for path in (*(path for path, _ in files), *manifests):
             _remove(path)
         return sum(state.st_size for _, state in files)
@@ -276,6 +290,28 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _regular_bytes(path: Path) -> bytes:
+    """A file's content; an OSError where a link, a device or a pipe lies under its name."""
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no file")
+        return file.read()
+
+
+def _stored_chunk(tensors: dict[str, Tensor], values: dict[str, Any]) -> StoredChunk:
+    plain = values.get("history")
+    parts = {name.removeprefix("history."): value for name, value in tensors.items() if name.startswith("history.")}
+    names = {field.name for field in dataclasses.fields(History)}
+    if not isinstance(plain, dict) or "latents" not in parts or not {*plain, *parts} <= names:
+        raise HeliosError("it holds no history")
+    history = checked(History(**{**plain, **parts}), "it")
+    latents = tensors.get("chunk")
+    if latents is None or latents.shape != history.chunk_shape or not latents.is_floating_point():
+        raise HeliosError("it holds no chunk")
+    return StoredChunk(latents, history)
 
 
 def _metadata(data: bytes) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .errors import HeliosError
+from .errors import HeliosError, shortened
 from .history import History
 from .store import TAKE_FORMAT, ChunkStore, StoredChunk, chunk_key
 
@@ -31,7 +31,8 @@ def check_name(name: str) -> str:
     """
     if not _NAME.fullmatch(name) or name.strip(" .") != name or len(name) > MAX_NAME:
         raise HeliosError(
-            f"take {name!r} is not a usable name; use up to {MAX_NAME} letters, digits, dots, spaces, '-' and '_'."
+            f"take {shortened(name)} is not a usable name; use up to {MAX_NAME} letters, digits, dots, spaces, '-' "
+            "and '_'."
         )
     return name
 

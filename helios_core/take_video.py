@@ -167,16 +167,19 @@ def _open_exclusively(path: Path) -> tuple[Any, Path]:
     for number in range(1, 1000):
         candidate = path if number == 1 else path.with_name(f"{name}-{number}{PARTIAL_SUFFIX}")
         candidate.parent.mkdir(parents=True, exist_ok=True)
-        candidate.touch()
+        # A link under the name would have another file of this machine overwritten.
+        if candidate.is_symlink():
+            continue
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
         # Unbuffered: what a write has returned from is in the system's hands when the process is killed.
-        file = candidate.open("r+b", buffering=0)
+        file = os.fdopen(os.open(candidate, flags, 0o666), "r+b", buffering=0)
         if _locked(file):
             # The owner before may have removed the name between opening and locking.
             with contextlib.suppress(OSError):
                 if os.name == "nt" or candidate.stat().st_ino == os.fstat(file.fileno()).st_ino:
                     return file, candidate
         file.close()
-    raise HeliosError(f"{path} and its numbered siblings are all being written by other processes; wait for one.")
+    raise HeliosError(f"{path} and its numbered siblings are all links, or being written by other processes; remove or wait for one.")
 
 
 def _locked(file: Any) -> bool:

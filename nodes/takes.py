@@ -33,7 +33,11 @@ def output_store() -> ChunkStore:
         max_bytes = DEFAULT_MAX_BYTES if limit is None else int(float(limit) * 2**30)
     except (ValueError, OverflowError):
         raise HeliosError(f"{LIMIT_VARIABLE}={limit!r} is not a number; set it to gibibytes, like 32.") from None
-    return ChunkStore(Path(folder_paths.get_output_directory()) / FOLDER_NAME, max_bytes)
+    output = folder_paths.get_output_directory()
+    folder = Path(output) / FOLDER_NAME
+    if not folder_paths.is_within_directory(output, str(folder / "takes")):
+        raise HeliosError(f"{folder} leads out of the output folder by a link; remove the link, or link all of output.")
+    return ChunkStore(folder, max_bytes)
 
 
 def take_input() -> io.String.Input:

@@ -311,3 +311,24 @@ def test_things_that_are_no_files(tmp_path, kind):
         store.put_chunk(KEY, PREVIOUS, chunk())
         raise HeliosError("replaced, by a rename, as it should.")
     check_sentence(str(refused.value))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs links")
+def test_links_are_not_followed(tmp_path):
+    """Under the names that a render writes, a link leads nowhere: what it points at stays as it is."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_bytes(b"kept")
+    path = tmp_path / "film.partial.mp4"
+    path.symlink_to(outside / "kept")
+    assert film(path) == film(tmp_path / "clean.partial.mp4")
+    store = ChunkStore(tmp_path / "store")
+    store.prepare()
+    for file in (store.chunk_file(KEY), store.segment_file(KEY), store.folder / "takes" / "film.json"):
+        file.parent.mkdir(exist_ok=True)
+        file.symlink_to(outside / "kept")
+    store.put_chunk(KEY, PREVIOUS, chunk())
+    store.put_segment(KEY, segments()[0])
+    Take(store, "film", {}).end("finished")
+    assert (outside / "kept").read_bytes() == b"kept" and len(list(outside.iterdir())) == 1
+    assert same(store.get_chunk(KEY).history, history())
