@@ -11,10 +11,11 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from .errors import HeliosError
+from .errors import HeliosError, shortened
 
 DEFAULT_BLEND = 3
-_ROW_START = re.compile(r"(?:^|\n|(?<=\s)/)\s*(\d+)\s*:")
+_NUMBER = re.compile(r"(?<!\d)(\d+)\s*:")
+MOST_DIGITS = 9
 
 T = TypeVar("T")
 
@@ -75,16 +76,36 @@ def parse_schedule(text: str) -> list[tuple[int, str]]:
     Raises:
         HeliosError: text before the first row, or a row without a prompt.
     """
-    starts = list(_ROW_START.finditer(text))
+    starts = _row_starts(text)
     if not starts:
         return [(0, text.strip())]
-    if text[: starts[0].start()].strip():
+    long = [match[1] for _, match in starts if len(match[1]) > MOST_DIGITS]
+    if long:
+        raise HeliosError(f"prompt schedule has a row at chunk {shortened(long[0], 20)}; no film has that many chunks.")
+    if text[: starts[0][0]].strip():
         raise HeliosError(
             f"prompt schedule has text before its first row ({text.strip()[:40]!r}); begin it with '0: '."
         )
-    ends = [match.start() for match in starts[1:]] + [len(text)]
-    rows = [(int(m[1]), text[m.end() : end].strip()) for m, end in zip(starts, ends, strict=True)]
+    ends = [start for start, _ in starts[1:]] + [len(text)]
+    rows = [(int(m[1]), text[m.end() : end].strip()) for (_, m), end in zip(starts, ends, strict=True)]
     empty = [first for first, prompt in rows if not prompt]
     if empty:
         raise HeliosError(f"prompt schedule row {empty[0]} has no prompt; write one after '{empty[0]}:'.")
     return rows
+
+
+def _row_starts(text: str) -> list[tuple[int, re.Match[str]]]:
+    """Where rows begin, each with its number: after a line break, or after a slash that follows a space.
+
+    Looks back from every number, over each space once: a pattern of both would go over long spaces at every line.
+    """
+    found = []
+    for match in _NUMBER.finditer(text):
+        before = match.start()
+        while before and text[before - 1].isspace():
+            before -= 1
+        if before > 1 and text[before - 1] == "/" and text[before - 2].isspace():
+            found.append((before - 1, match))
+        elif not before or "\n" in text[before : match.start()]:
+            found.append((before, match))
+    return found

@@ -179,7 +179,9 @@ def _open_exclusively(path: Path) -> tuple[Any, Path]:
                 if os.name == "nt" or candidate.stat().st_ino == os.fstat(file.fileno()).st_ino:
                     return file, candidate
         file.close()
-    raise HeliosError(f"{path} and its numbered siblings are all links, or being written by other processes; remove or wait for one.")
+    raise HeliosError(
+        f"{path} and its numbered siblings are all links, or being written by other processes; wait for one."
+    )
 
 
 def _locked(file: Any) -> bool:

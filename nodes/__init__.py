@@ -14,6 +14,7 @@ from .prompts import HeliosPromptSchedule, HeliosPromptScheduleText
 from .render import HeliosRenderVideo
 from .routes import register_routes
 from .samplers import HeliosBaseSampler, HeliosDMDSampler, HeliosPyramidSampler
+from .sockets import checked
 
 
 class HeliosExtension(ComfyExtension):
@@ -21,7 +22,7 @@ class HeliosExtension(ComfyExtension):
         register_routes(PromptServer.instance)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [
+        nodes = [
             HeliosModelLoader,
             HeliosTextEncoderLoader,
             HeliosVAELoader,
@@ -43,6 +44,7 @@ class HeliosExtension(ComfyExtension):
             HeliosDecode,
             HeliosRenderVideo,
         ]
+        return [checked(node) for node in nodes]
 
 
 async def comfy_entrypoint() -> HeliosExtension:

@@ -26,6 +26,7 @@ from .model import HISTORY_KEY
 from .prepared import PREPARED_KEY, PreparedInputs
 from .prompts import conditioning_at, schedule_of
 from .samplers import HeliosSampler, check_model
+from .sockets import check_text
 from .takes import Chain, manifest_settings, output_store, seed_changes_input, take_input
 from .thumbnails import latent_thumbnail
 
@@ -233,6 +234,8 @@ class HeliosChunkChain(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, take: str | None = None, seed_changes: str | None = None) -> bool | str:
         try:
+            check_text("seed_changes", seed_changes or "")
+            check_text("take", take or "")
             parse_seed_changes(seed_changes or "")
             return bool(check_name(take)) if take else True
         except HeliosError as error:

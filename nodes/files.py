@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from pathlib import Path
@@ -10,8 +9,10 @@ from pathlib import Path
 import folder_paths
 
 from ..helios_core.checkpoint.folder import PIPELINE_CLASSES
-from ..helios_core.errors import HeliosError
+from ..helios_core.errors import HeliosError, reason, shortened
+from ..helios_core.settings import read_object
 from ..helios_core.tiny import VARIANTS, write_tiny
+from .sockets import check_text
 
 DIFFUSERS = "diffusers"
 SINGLE_FILES = (".safetensors", ".sft")
@@ -62,6 +63,8 @@ def installed_folders() -> dict[str, Path]:
 
 def check_installed(name: str, kind: str) -> str | None:
     """Why ``name`` cannot be loaded, in one sentence; None where it can."""
+    if not isinstance(name, str):
+        return f"model {shortened(name)} is not a name; choose one from the list."
     if name in TINY_NAMES or name in installed_folders() or name in single_files(kind):
         return None
     if name in RELEASED:
@@ -71,7 +74,7 @@ def check_installed(name: str, kind: str) -> str | None:
             "the workflow with random weights."
         )
     return (
-        f"model {name!r} is neither a Helios folder under models/diffusers nor a safetensors file under "
+        f"model {shortened(name)} is neither a Helios folder under models/diffusers nor a safetensors file under "
         f"models/{kind}; choose one from the list."
     )
 
@@ -103,17 +106,33 @@ def diffusers_folder() -> Path:
 def _is_helios(folder: Path) -> bool:
     index = folder / "model_index.json"
     try:
-        return json.loads(index.read_text(encoding="utf-8")).get("_class_name") in PIPELINE_CLASSES
-    except (OSError, ValueError, AttributeError):
+        return read_object(index).get("_class_name") in PIPELINE_CLASSES
+    except (HeliosError, TypeError):
         return False
 
 
 def check_prefix(prefix: str) -> None:
     """Refuses a prefix that leaves the output folder."""
+    check_text("filename_prefix", prefix)
     output = folder_paths.get_output_directory()
     normal = os.path.normpath(prefix)
     inside = folder_paths.is_within_directory(output, str(Path(output) / normal))
     if not inside or Path(normal).name in ("", ".", ".."):
         raise HeliosError(
-            f"filename_prefix={prefix!r} is not a name within the output folder; use one like video/Helios."
+            f"filename_prefix={shortened(prefix)} is not a name within the output folder; use one like video/Helios."
         )
+
+
+def save_path(prefix: str, width: int = 0, height: int = 0) -> tuple[str, str, int, str]:
+    """Folder, name, next number and subfolder of a prefix, as core's Save nodes find them.
+
+    Raises:
+        HeliosError: a folder that cannot be made, or a name that is too long.
+    """
+    try:
+        return folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory(), width, height)[:4]
+    except (OSError, ValueError) as error:
+        raise HeliosError(
+            f"filename_prefix={shortened(prefix)} cannot be used ({reason(error)}); choose a name and a folder "
+            "that can be written."
+        ) from error

@@ -7,11 +7,12 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..helios_core.errors import HeliosError
+from ..helios_core.errors import HeliosError, shortened
 from ..helios_core.history import History
 from ..helios_core.history_file import load_history, save_history
-from .files import check_prefix
+from .files import check_prefix, save_path
 from .history import HistoryType
+from .sockets import check_text
 
 SUFFIX = ".safetensors"
 SUBFOLDER = "helios_history"
@@ -54,9 +55,7 @@ class HeliosSaveHistory(io.ComfyNode):
     @classmethod
     def execute(cls, history: History, filename_prefix: str) -> io.NodeOutput:
         check_prefix(filename_prefix)
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory()
-        )
+        folder, name, counter, subfolder = save_path(filename_prefix)
         file = f"{name}_{counter:05}_{SUFFIX}"
         save_history(history, Path(folder) / file)
         shown = (Path(subfolder) / file).as_posix() + OUTPUT_MARK
@@ -116,11 +115,18 @@ def history_path(file: str) -> Path:
     Raises:
         HeliosError: it leaves ComfyUI's folders, or does not exist.
     """
+    check_text("file", file)
     name, folder = folder_paths.annotated_filepath(file)
     folder = folder or folder_paths.get_input_directory()
     path = Path(folder) / name
     if not folder_paths.is_within_directory(folder, str(path)) or path.suffix != SUFFIX:
-        raise HeliosError(f"file {file!r} is not a {SUFFIX} file within ComfyUI's input or output folder; choose one.")
-    if not path.is_file():
-        raise HeliosError(f"file {file!r} does not exist; choose one that Helios Save History wrote.")
+        raise HeliosError(
+            f"file {shortened(file)} is not a {SUFFIX} file within ComfyUI's input or output folder; choose one."
+        )
+    try:
+        found = path.is_file()
+    except OSError:  # a name too long for the file system
+        found = False
+    if not found:
+        raise HeliosError(f"file {shortened(file)} does not exist; choose one that Helios Save History wrote.")
     return path

@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..helios_core.errors import HeliosError
-from ..helios_core.prompts import DEFAULT_BLEND, PromptSchedule, mix_embeddings, parse_schedule
+from ..helios_core.errors import HeliosError, shortened
+from ..helios_core.prompts import DEFAULT_BLEND, MOST_DIGITS, PromptSchedule, mix_embeddings, parse_schedule
 
 SCHEDULE_KEY = "helios_schedule"
 MAX_ROWS = 100  # core's own limit for growing inputs; schedules chain, so a film's rows are unlimited
@@ -98,7 +98,8 @@ class HeliosPromptSchedule(io.ComfyNode):
         starts = parse_chunks(first_chunks)
         if len(starts) < len(prompts):
             raise HeliosError(
-                f"first_chunks={first_chunks!r} has {len(starts)} numbers for {len(prompts)} rows; give one per row."
+                f"first_chunks={shortened(first_chunks)} has {len(starts)} numbers for {len(prompts)} rows; give "
+                "one per row."
             )
         new = tuple(zip(starts, prompts, strict=False))
         return io.NodeOutput(scheduled(PromptSchedule((*earlier, *new), blend)))
@@ -144,6 +145,6 @@ class HeliosPromptScheduleText(io.ComfyNode):
 def parse_chunks(text: str) -> list[int]:
     """``"0, 7, 14"`` -> [0, 7, 14]."""
     parts = [part.strip() for part in text.replace(";", ",").split(",") if part.strip()]
-    if not all(part.isdecimal() for part in parts):
-        raise HeliosError(f"first_chunks={text!r} is not a list of chunk numbers; write it like '0, 7, 14'.")
+    if not all(part.isdecimal() and len(part) <= MOST_DIGITS for part in parts):
+        raise HeliosError(f"first_chunks={shortened(text)} is not a list of chunk numbers; write it like '0, 7, 14'.")
     return [int(part) for part in parts]

@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import folder_paths
 import torch
 from comfy.cli_args import args
 from comfy_api.latest import InputImpl, io, ui
@@ -24,9 +23,10 @@ from ..helios_core.take import Take, TakeChunk, check_name
 from ..helios_core.take_video import PARTIAL_SUFFIX, TakeVideo, VideoSettings, check_audio
 from .chunks import ChainRun, chunk_inputs, num_chunks_input
 from .events import TakeFeed
-from .files import check_prefix
+from .files import check_prefix, save_path
 from .history import HistoryType
 from .identity import vae_identity
+from .sockets import check_text
 from .takes import Chain, manifest_settings, output_store, seed_changes_input, take_input
 
 CODECS = ("h264", "hevc")
@@ -130,6 +130,7 @@ class HeliosRenderVideo(io.ComfyNode):
         # The take's name waits for execute: core repeats the message once for every input that is named here.
         try:
             check_prefix(filename_prefix or "")
+            check_text("seed_changes", seed_changes or "")
             parse_seed_changes(seed_changes or "")
         except HeliosError as error:
             return str(error)
@@ -241,14 +242,7 @@ class Target:
 
     def __init__(self, prefix: str, width: int, height: int):
         check_prefix(prefix)
-        try:
-            folder, self.name, self._counter, self.subfolder, _ = folder_paths.get_save_image_path(
-                prefix, folder_paths.get_output_directory(), width, height
-            )
-        except OSError as error:
-            raise HeliosError(
-                f"filename_prefix={prefix!r} cannot be used ({error.strerror}); choose a folder that can be written."
-            ) from error
+        folder, self.name, self._counter, self.subfolder = save_path(prefix, width, height)
         self.folder = Path(folder)
 
     def publish(self, finished: Path) -> Path:

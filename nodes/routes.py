@@ -21,6 +21,7 @@ from .events import VERSION, TakeFeed, feeds
 from .thumbnails import segment_thumbnail
 
 IDENTIFIER = re.compile(r"[0-9a-f]{32}")
+NO_BYTES = re.compile(r"(?i:bytes)=-0+")
 CHUNK = re.compile(r"[0-9]{1,9}")
 TYPES = {"thumbnail": "image/webp", "video": "video/mp4"}
 # A finished chunk of a take never changes.
@@ -80,6 +81,9 @@ def ranged(request: web.Request, data: bytes, content_type: str) -> web.Response
     headers = {**FOREVER, "Accept-Ranges": "bytes"}
     try:
         wanted = request.http_range
+        # The last no bytes, which aiohttp takes for all of them.
+        if NO_BYTES.fullmatch(request.headers.get("Range", "")):
+            raise ValueError
     except ValueError:
         return web.Response(status=416, headers={"Content-Range": f"bytes */{len(data)}"})
     if wanted.start is None and wanted.stop is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -12,7 +13,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..helios_core.chain import ChunkSampler, check_chain
-from ..helios_core.errors import HeliosError
+from ..helios_core.errors import HeliosError, shortened
 from ..helios_core.guidance import guide_zero_star
 from ..helios_core.history import CHUNK_LATENT_FRAMES, History
 from ..helios_core.samplers import (
@@ -169,6 +170,10 @@ def _continued_generator(seed: int | None, noise: Tensor) -> torch.Generator:
     return generator
 
 
+LONGEST_LIST, LONGEST_NUMBER = 1000, 100
+_LONG_EXPONENT = re.compile(r"[eE][-+]?[\d_]{4,}")
+
+
 def steps_input(default: str, released: str) -> io.String.Input:
     return io.String.Input(
         "steps",
@@ -201,9 +206,11 @@ def stage_inputs() -> list[io.Input]:
 def numbers(name: str, text: str, kind: type) -> tuple:
     """``"2, 2, 2"`` -> (2, 2, 2)."""
     try:
+        if len(text) > LONGEST_LIST:
+            raise ValueError
         return tuple(kind(part) for part in text.replace(";", ",").split(",") if part.strip())
     except ValueError:
-        raise HeliosError(f"{name}={text!r} is not a list of numbers; write it like '2, 2, 2'.") from None
+        raise HeliosError(f"{name}={shortened(text)} is not a list of numbers; write it like '2, 2, 2'.") from None
 
 
 def pyramid_config(steps: tuple[int, ...], stage_range: str, gamma: str, time_shift_type: str) -> SchedulerConfig:
@@ -213,9 +220,12 @@ def pyramid_config(steps: tuple[int, ...], stage_range: str, gamma: str, time_sh
         raise HeliosError("steps is empty; write it like '2, 2, 2', one number per stage.")
     bounds = numbers("stage_range", stage_range, float) or tuple(i / stages for i in range(stages + 1))
     try:
+        # Fractions are exact: an exponent of many digits would be worked out for minutes.
+        if len(gamma) > LONGEST_NUMBER or _LONG_EXPONENT.search(gamma):
+            raise ValueError
         exact = float(Fraction(gamma.strip()))
-    except (ValueError, ZeroDivisionError):
-        raise HeliosError(f"gamma={gamma!r} is not a number; write it like '1/3' or '0.25'.") from None
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise HeliosError(f"gamma={shortened(gamma)} is not a number; write it like '1/3' or '0.25'.") from None
     return SchedulerConfig(stages=stages, stage_range=bounds, gamma=exact, time_shift_type=time_shift_type)
 
 

@@ -139,6 +139,8 @@ def _tokenizer_class(tokenizer: str | Tensor, reader: type) -> type:
             )
 
         def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs: Any) -> list:
+            # JSON may carry half a surrogate pair, which no tokenizer takes.
+            text = str(text).encode("utf-8", "replace").decode("utf-8")
             batches = super().tokenize_with_weights(text, return_word_ids, **kwargs)
             return [self._truncated(batch) for batch in batches]
 

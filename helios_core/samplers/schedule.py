@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ class SchedulerConfig:
                 f"stage_range={shortened(list(bounds))} does not fit stages={shortened(self.stages)}; give stages + 1 "
                 "bounds from 0 to 1."
             )
-        if bounds[0] != 0 or bounds[-1] != 1 or list(bounds) != sorted(set(bounds)):
+        if bounds[0] != 0 or bounds[-1] != 1 or not all(a < b for a, b in pairwise(bounds)):
             raise HeliosError(f"stage_range={shortened(list(bounds))} must rise from 0 to 1; use the released thirds.")
         if not 0 < self.gamma <= GAMMA_MAX:
             raise HeliosError(f"gamma={self.gamma} must be above 0 and at most 1/3, the released value.")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..errors import HeliosError
+from ..errors import HeliosError, shortened
 from ..history import PIXELS_PER_TOKEN
 from .noise import coarsest, draw_block_noise, moved, upsampled
 from .schedule import SchedulerConfig, Stage, dynamic_shift, stage_tables
@@ -16,6 +16,8 @@ PATCH_AREA = 4  # latent pixels per token
 
 DenoiseStage = Callable[[int, Stage, float, Tensor], Tensor]
 """(stage index, stage, mu, start point [B,16,9,h,w]) -> the stage's result of the same shape."""
+# The timesteps that a stage has.
+MOST_STEPS = 1000
 
 
 def denoise_stages(
@@ -54,5 +56,7 @@ def pyramid_size_multiple(stages: int) -> int:
 
 def check_steps(steps: tuple[int, ...], stages: int) -> None:
     """Refuses a step list that does not give every stage at least one step."""
-    if len(steps) != stages or any(n < 1 for n in steps):
-        raise HeliosError(f"steps={list(steps)} does not fit; give {stages} numbers of at least 1, one per stage.")
+    if len(steps) != stages or any(not 1 <= n <= MOST_STEPS for n in steps):
+        raise HeliosError(
+            f"steps={shortened(list(steps))} does not fit; give {stages} numbers of 1 to {MOST_STEPS}, one per stage."
+        )

@@ -1,0 +1,83 @@
+"""What a node's inputs may hold: core checks the values of widgets, but passes anything to a socket without a link."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import comfy.samplers
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..helios_core.errors import HeliosError, shortened
+from ..helios_core.history import History
+
+TEXT_TYPES = ("STRING", "COMBO")
+
+
+def _is_conditioning(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[1], dict) for entry in value
+    )
+
+
+def _is_audio(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("waveform"), Tensor) and "sample_rate" in value
+
+
+def _has(name: str) -> Callable[[Any], bool]:
+    return lambda value: hasattr(value, name)
+
+
+_SOCKETS: dict[str, Callable[[Any], bool]] = {
+    "MODEL": _has("model_options"),
+    "CLIP": _has("tokenize"),
+    "VAE": lambda value: hasattr(value, "decode") and hasattr(value, "encode") and not isinstance(value, str | bytes),
+    "CONDITIONING": _is_conditioning,
+    "LATENT": lambda value: isinstance(value, dict) and isinstance(value.get("samples"), Tensor),
+    "SAMPLER": lambda value: isinstance(value, comfy.samplers.Sampler),
+    "HELIOS_HISTORY": lambda value: isinstance(value, History),
+    "IMAGE": lambda value: isinstance(value, Tensor),
+    "VIDEO": _has("get_components"),
+    "AUDIO": _is_audio,
+}
+
+
+def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
+    """The node, whose ``execute`` refuses values that its inputs cannot hold before it does anything."""
+    execute = node.execute.__func__  # type: ignore[attr-defined]
+
+    @functools.wraps(execute)
+    def wrapper(cls: type[io.ComfyNode], **values: Any) -> Any:
+        for declared in cls.define_schema().inputs:
+            if declared.id in values and not (declared.optional and values[declared.id] is None):
+                check_value(declared.id, declared.get_io_type(), values[declared.id])
+        return execute(cls, **values)
+
+    node.execute = classmethod(wrapper)  # type: ignore[method-assign, assignment]
+    return node
+
+
+def check_value(name: str, types: str, value: Any) -> None:
+    """Refuses what none of an input's types (``"VIDEO,IMAGE"``) can be.
+
+    Raises:
+        HeliosError: another kind of value, NaN or an infinity.
+    """
+    kinds = [kind for kind in types.split(",") if kind in _SOCKETS]
+    if kinds and not any(_SOCKETS[kind](value) for kind in kinds):
+        raise HeliosError(
+            f"{name} is {shortened(value)}, not a {' or '.join(kinds)}; connect the output of a node that makes one."
+        )
+    if types in ("INT", "FLOAT") and isinstance(value, float) and not math.isfinite(value):
+        raise HeliosError(f"{name}={value} is not a finite number; give one within the input's limits.")
+    if types in TEXT_TYPES:
+        check_text(name, value)
+
+
+def check_text(name: str, value: Any) -> None:
+    """Refuses what is not text, where core let a list or nothing through."""
+    if not isinstance(value, str):
+        raise HeliosError(f"{name}={shortened(value)} is not text; write it, or choose one from the list.")
