@@ -100,11 +100,12 @@ class History:
         return generator
 
 
-def checked(history: History, source: str) -> History:
+def checked(history: History, source: str, of_any_device: bool = False) -> History:
     """A history that came from a file, as it is, where a chunk can follow it.
 
     Args:
         source: what errors call the file.
+        of_any_device: whether its random state may be that of a CUDA generator, which headless callers may use.
 
     Raises:
         HeliosError: a value that no history has: another type, shape or size, no finite number, a part missing.
@@ -114,7 +115,7 @@ def checked(history: History, source: str) -> History:
         ("anchor", history.anchor is None or _are_latents(history.anchor, 1)),
         ("chunk", type(history.chunk) is int and 0 <= history.chunk <= LAST_CHUNK),
         ("seed", history.seed is None or (type(history.seed) is int and 0 <= history.seed < 2**64)),
-        ("random_state", history.random_state is None or _is_random_state(history.random_state)),
+        ("random_state", history.random_state is None or _is_random_state(history.random_state, of_any_device)),
         ("skip_first_chunk", isinstance(history.skip_first_chunk, bool)),
     ):
         if not fits:
@@ -138,11 +139,11 @@ def _are_latents(value: object, frames: int) -> bool:
     return even and (channels, count) == (LATENT_CHANNELS, frames) and bool(torch.isfinite(value).all())
 
 
-def _is_random_state(value: object) -> bool:
+def _is_random_state(value: object, of_any_device: bool) -> bool:
     generator = torch.Generator("cpu")
     if not isinstance(value, Tensor) or value.dtype != torch.uint8 or value.ndim != 1:
         return False
-    if len(value) == CUDA_STATE_BYTES:  # headless, the generator may be the device's
+    if of_any_device and len(value) == CUDA_STATE_BYTES:
         return True
     try:
         generator.set_state(value)

@@ -91,6 +91,11 @@ def check_range(what: str, name: str, value: float, low: float, high: float) -> 
         )
 
 
+def as_number(value: Any) -> float:
+    """A setting that should be a number; NaN, which is in no range, where it is none."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and _is_finite(value) else math.nan
+
+
 def _fits(value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return any(_fits(value, part) for part in typing.get_args(hint))

@@ -307,7 +307,7 @@ def _stored_chunk(tensors: dict[str, Tensor], values: dict[str, Any]) -> StoredC
     names = {field.name for field in dataclasses.fields(History)}
     if not isinstance(plain, dict) or "latents" not in parts or not {*plain, *parts} <= names:
         raise HeliosError("it holds no history")
-    history = checked(History(**{**plain, **parts}), "it")
+    history = checked(History(**{**plain, **parts}), "it", of_any_device=True)
     latents = tensors.get("chunk")
     if latents is None or latents.shape != history.chunk_shape or not latents.is_floating_point():
         raise HeliosError("it holds no chunk")

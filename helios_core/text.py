@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from .errors import HeliosError, reason, shortened
+from .settings import as_number, check_range, read_object
 
 log = logging.getLogger(__name__)
 
 MAX_LENGTH = 512
+# T5's have 100, UMT5's 300; the tokenizer makes a name for each.
+MOST_EXTRA_IDS = 10_000
 
 # A tokenizer gives one prompt's ids: no padding, not truncated, the end token last.
 Tokenizer = Callable[[str], list[int]]
@@ -57,6 +60,9 @@ class TextEncoder:
         weights = folder / "text_encoder"
         if not (weights / "config.json").is_file():
             raise HeliosError(f"{weights} has no config.json: choose a complete Helios pipeline folder.")
+        # Numbers that transformers takes as they are, and fails with, or waits for, later.
+        config = read_object(weights / "config.json")
+        check_range(str(weights / "config.json"), "dropout_rate", as_number(config.get("dropout_rate", 0)), 0, 1)
         transformers = require("transformers")
         try:
             # transformers before 4.56 does not know the newer keyword dtype=.
@@ -132,6 +138,10 @@ def _tried(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _fast_tokenizer(files: Path) -> Tokenizer:
+    settings = files / "tokenizer_config.json"
+    if settings.is_file():
+        extra = read_object(settings).get("extra_ids")
+        check_range(str(settings), "extra_ids", as_number(extra or 0), 0, MOST_EXTRA_IDS)
     transformers = require("transformers")
     name = _tokenizer_class(files.parent / "model_index.json")
     if name is None:

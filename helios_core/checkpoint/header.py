@@ -108,7 +108,9 @@ def _refuse_other_formats(path: Path, start: bytes) -> None:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Readers differ in which of two equal keys they take, so the format forbids them."""
+    """Readers differ in which of two equal keys they take, so the format forbids them, and half surrogate pairs."""
+    for part in (part for pair in pairs for part in pair if isinstance(part, str)):
+        part.encode()
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError

@@ -168,8 +168,9 @@ def derive_config(shapes: Mapping[str, tuple[int, ...]], path: Path) -> Transfor
         ffn_dim = shapes["blocks.0.ffn.0.bias"][0]
         out_features = shapes["output.proj.bias"][0]
     except (KeyError, ValueError, IndexError) as error:
+        what = error.args[0] if isinstance(error, KeyError) else "a matrix"
         raise HeliosError(
-            f"{path} is not a Helios transformer: {str(error).strip(chr(39))} is missing or misshaped among its "
+            f"{path} is not a Helios transformer: {what} is missing or misshaped among its "
             f"{len(shapes)} tensors; choose a Helios file."
         ) from None
     if dim != RELEASED_DIM:
