@@ -12,7 +12,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..helios_core.errors import HeliosError
+from ..helios_core.errors import HeliosError, reason
 from ..helios_core.history import PIXELS_PER_TOKEN, check_size
 from ..helios_core.media import NoiseRange, image_history, video_history
 from .history import HistoryType, seed_input, size_inputs
@@ -171,9 +171,21 @@ class HeliosVideoHistory(io.ComfyNode):
         cls, vae, video, width, height, noise_sigma_min, noise_sigma_max, seed, skip_first_chunk
     ) -> io.NodeOutput:
         noise, encoder = NoiseRange(noise_sigma_min, noise_sigma_max), Encoder(vae)
-        images = video if isinstance(video, Tensor) else video.get_components().images
+        images = video if isinstance(video, Tensor) else _frames(video)
         frames = fitted(images, width, height)
         generator = torch.Generator("cpu").manual_seed(seed)
         history = video_history(frames, encoder, normalise, generator, seed, noise)
         shown = (frames[0].permute(1, 2, 3, 0) + 1) / 2
         return io.NodeOutput(replace(history, skip_first_chunk=skip_first_chunk), shown)
+
+
+def _frames(video: Any) -> Tensor:
+    """The frames of a VIDEO, which core reads only now."""
+    try:
+        images = video.get_components().images
+    # PyAV and core fail in whatever a damaged file meets first.
+    except Exception as error:
+        raise HeliosError(f"video cannot be read ({reason(error)}); give a whole video file.") from error
+    if images.ndim != 4 or not images.shape[0]:
+        raise HeliosError("video has no frames; give a whole video file of at least 33 frames.")
+    return images

@@ -34,6 +34,7 @@ _load("helios_comfy_graphs", "../comfy/graphs.py")
 _load("helios_fuzz_oracles", "oracles.py")
 _load("helios_fuzz_strategies", "strategies.py")
 _load("helios_fuzz_graphs", "graphs.py")
+_load("helios_fuzz_served", "served.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

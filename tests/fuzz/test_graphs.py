@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import math
-import time
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 import torch
 from helios_fuzz_graphs import HISTORY, LORA, changed_graphs, graphs
-from helios_fuzz_oracles import HANG_SECONDS, check_sentence, count, tree
+from helios_fuzz_oracles import tree
 from helios_fuzz_profiles import tries
+from helios_fuzz_served import attempt
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from helios_core.history import History
 from helios_core.history_file import save_history
-from helios_setup.server import OPENER, failure
-
-PACK = "/custom_nodes/"
-# Errors that core finds and words itself.
-CORE_ERRORS = {"required_input_missing", "bad_linked_input", "return_type_mismatch", "invalid_input_type",
-               "value_smaller_than_min", "value_bigger_than_max", "value_not_in_list", "dependency_cycle"}  # fmt: skip
+from helios_setup.server import failure
 
 
 @pytest.fixture(scope="module")
@@ -68,71 +58,3 @@ def test_changed(abused, known, changed):
     before = outside(abused)
     attempt(abused, graph)
     assert outside(abused) == before, "written outside the output folder"
-
-
-def attempt(server, graph: dict[str, Any]) -> None:
-    """Queues a graph and checks what comes of it."""
-    begun = time.monotonic()
-    status, body = server.post_raw("/prompt", {"prompt": graph, "client_id": server.client_id})
-    assert time.monotonic() - begun < HANG_SECONDS, "validation hangs"
-    assert status in (200, 400), f"HTTP {status}"
-    for report in (body.get("node_errors") or {}).values():
-        for error in report["errors"]:
-            check_validation(report["class_type"], error)
-    if status == 400:
-        count("HTTP 400")
-        return
-    entry = finished(server, body["prompt_id"])
-    (error,) = [data for kind, data in entry["status"]["messages"] if kind == "execution_error"] or [None]
-    if error is None:
-        count("ran")
-        assert not list(nonfinite(graph)), "NaN or an infinity was rendered as a success"
-    else:
-        count("one sentence")
-        check_execution(error)
-
-
-def finished(server, prompt: str) -> dict[str, Any]:
-    """The prompt's history entry; it ends by itself, and the server answers all the while."""
-    deadline = time.monotonic() + 2 * HANG_SECONDS
-    pause = 0.02
-    while time.monotonic() < deadline:
-        with OPENER.open(f"{server.url}/history/{prompt}", timeout=HANG_SECONDS) as answer:
-            entry = json.load(answer).get(prompt)
-        if entry is not None:
-            return entry
-        time.sleep(pause)
-        pause = min(0.2, 1.5 * pause)
-    server.interrupt()
-    raise AssertionError("not done: a hang")
-
-
-def check_validation(kind: str, error: dict[str, Any]) -> None:
-    if error["type"] in CORE_ERRORS:
-        return
-    if error["type"].startswith("exception_during_"):
-        # Core reports here what it met while it followed a link to nowhere; ours would show in the traceback.
-        assert not any(PACK in line for line in error["extra_info"].get("traceback", ())), f"{kind}: {error}"
-        return
-    assert error["type"] == "custom_validation_failed", f"{kind}: {error}"
-    if kind.startswith("Helios"):
-        name, _, sentence = error["details"].partition(" - ")
-        check_sentence(sentence or name)
-
-
-def check_execution(error: dict[str, Any]) -> None:
-    """Ours says one sentence; a core node's failure is its own, unless our code is on its stack."""
-    ours = error["node_type"].startswith("Helios") or any(PACK in line for line in error["traceback"])
-    if ours:
-        kind, message = error["exception_type"], error["exception_message"]
-        assert kind.rpartition(".")[2] in ("HeliosError", "ValueError"), f"{error['node_type']}: {kind}: {message:.500}"
-        check_sentence(message.strip())
-
-
-def nonfinite(graph: dict[str, Any]) -> Iterator[str]:
-    """Inputs of Helios nodes that are no number, of a kind that is one."""
-    for key, item in graph.items():
-        if item["class_type"].startswith("Helios"):
-            for name, value in item["inputs"].items():
-                if isinstance(value, float) and not math.isfinite(value):
-                    yield f"{key}.{name}"
