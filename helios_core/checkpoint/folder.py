@@ -14,6 +14,7 @@ from ..settings import read_object
 from .header import TensorEntry, read_header
 from .mapped import map_file
 
+LONGEST_NAME = 255  # of most file systems
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 PIPELINE_CLASSES = ("HeliosPipeline", "HeliosPyramidPipeline")
 
@@ -82,6 +83,10 @@ def weight_files(folder: Path, stem: str = WEIGHTS_NAME) -> list[Path]:
         raise HeliosError(f"{index} names {shortened(foreign[0])}, which is no file in its folder; download it again.")
     names = sorted(set(shards))
     return [existing_file(folder / name) for name in names]
+
+
+def _is_file_name(name: str) -> bool:
+    return Path(name).name == name and name.isprintable() and len(name) <= LONGEST_NAME
 
 
 def existing_file(path: Path) -> Path:

@@ -92,7 +92,9 @@ def read_header(path: str | Path) -> Header:
 
 def _parsed(path: Path, text: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+        content = json.loads(
+            text.decode("utf-8"), object_pairs_hook=_unique, parse_float=_no_number, parse_constant=_no_number
+        )
     except (ValueError, RecursionError):
         content = None
     # The library refuses what does not begin with the brace.
@@ -105,6 +107,10 @@ def _refuse_other_formats(path: Path, start: bytes) -> None:
     for sign, meaning in _SIGNS:
         if start.lstrip().startswith(sign):
             raise HeliosError(f"{path} {meaning}.")
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(text)  # sizes are whole; the library reads no infinity and no NaN
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
