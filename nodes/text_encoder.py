@@ -20,6 +20,7 @@ from ..helios_core.checkpoint.folder import existing_file, read_json, read_tenso
 from ..helios_core.checkpoint.header import read_header
 from ..helios_core.checkpoint.umt5 import SPIECE_TENSOR, umt5_config
 from ..helios_core.errors import HeliosError
+from ..helios_core.tiny_shapes import text_encoder_shapes
 
 NAME = "umt5xxl"
 MAX_TOKENS = 512
@@ -44,12 +45,26 @@ def load_text_encoder(path: str | Path) -> comfy.sd.CLIP:
         dtype = None
     # The embedding is tied: the release stores it once or under both names.
     tensors.pop("encoder.embed_tokens.weight", None)
+    _check_tensors(tensors, config, path)
     quantisation = comfy.utils.detect_layer_quantization(tensors, "")
     target = comfy.supported_models_base.ClipTarget(tokenizer, _model_class(core_config(config), dtype, quantisation))
     parameters = comfy.utils.calculate_parameters(tensors)
     clip = comfy.sd.CLIP(target, parameters=parameters, state_dict=[tensors])
     clip.patcher.cached_patcher_init = (_reload_patcher, (path,))
     return clip
+
+
+def _check_tensors(tensors: dict[str, Tensor], config: dict[str, Any], path: Path) -> None:
+    """Core would go on without a tensor that is missing, and fail in torch's words over one of another shape."""
+    try:
+        wanted = text_encoder_shapes(config)
+    except (KeyError, TypeError):
+        raise HeliosError(f"{path} has an incomplete text_encoder/config.json; download it again.") from None
+    for name, shape in wanted.items():
+        tensor = tensors.get(name)
+        if tensor is None or (tensor.dtype != torch.uint8 and tuple(tensor.shape) != tuple(shape)):
+            found = "lacks" if tensor is None else f"has {list(tensor.shape)} instead of {list(shape)} for"
+            raise HeliosError(f"{path} {found} the text encoder's {name}; download it again.")
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], type]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..helios_core.checkpoint.folder import weight_files
 from ..helios_core.checkpoint.header import read_header
+from ..helios_core.checkpoint.load import check_state_dict
 from ..helios_core.checkpoint.vae_names import native_vae
 from ..helios_core.vae import VAEConfig, WanVAE
 
@@ -63,7 +64,11 @@ def load_vae(path: str | Path) -> comfy.sd.VAE:
     for file in [path] if path.is_file() else weight_files(path / "vae"):
         read_header(file)
         tensors.update(comfy.utils.load_torch_file(str(file)))
-    vae = comfy.sd.VAE(sd=native_vae(tensors, path))
+    state = native_vae(tensors, path)
+    width = max(1, *state["encoder.conv1.weight"].shape[:1])
+    # Core would fail in torch's words over a tensor of another shape.
+    check_state_dict(WanVAE(VAEConfig(base_dim=width), device="meta"), state, path, "Wan 2.1 VAE")
+    vae = comfy.sd.VAE(sd=state)
     vae.throw_exception_if_invalid()
     use_own_network(vae)
     vae.patcher.cached_patcher_init = (_reload_patcher, (path,))

@@ -76,9 +76,7 @@ def weight_files(folder: Path, stem: str = WEIGHTS_NAME) -> list[Path]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise HeliosError(f"{index} has no weight_map; download it again.")
     shards = list(weight_map.values())
-    foreign = [
-        name for name in shards if not isinstance(name, str) or Path(name).name != name or not name.isprintable()
-    ]
+    foreign = [name for name in shards if not isinstance(name, str) or not _is_file_name(name)]
     if foreign:
         raise HeliosError(f"{index} names {shortened(foreign[0])}, which is no file in its folder; download it again.")
     names = sorted(set(shards))
