@@ -13,6 +13,9 @@ from .errors import HeliosError
 from .history import History, check_size
 from .samplers import OnStep, Velocity, draw_noise, moved
 
+# Four hours of film at 24 fps; what lists every chunk stays small.
+MOST_CHUNKS = 10_000
+
 VelocityFactory = Callable[[History], Velocity]
 """Prepares the network for one chunk: text in force and history context are fixed for all of its steps."""
 
@@ -56,10 +59,10 @@ def check_chain(sampler: ChunkSampler, history: History, num_chunks: int) -> Non
     """Refuses a chain that cannot be sampled, before any sampling starts.
 
     Raises:
-        HeliosError: no chunks, or a size that the sampler's pyramid cannot divide.
+        HeliosError: no chunks or too many, or a size that the sampler's pyramid cannot divide.
     """
-    if num_chunks < 1:
-        raise HeliosError(f"num_chunks={num_chunks} must be at least 1; one chunk is 33 frames.")
+    if not 1 <= num_chunks <= MOST_CHUNKS:
+        raise HeliosError(f"num_chunks={num_chunks} must be at least 1, at most {MOST_CHUNKS}; one chunk is 33 frames.")
     check_size(history.width, history.height, sampler.size_multiple)
 
 

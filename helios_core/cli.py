@@ -14,20 +14,23 @@ from typing import Any
 import torch
 
 from . import convert, download
-from .errors import HeliosError
+from .chain import MOST_CHUNKS
+from .errors import HeliosError, shortened
 from .history import CHUNK_FRAMES
 from .media import frames_to_uint8
 from .pipeline import HeliosPipeline, chunk_count
 from .progress import TerminalBar
+from .seeds import MAX_SEED
 from .store import CHUNK_SUFFIX, FOLDER_NAME, ChunkStore
 from .streaming import OFFLOADS
 from .take import Take
 from .take_video import PARTIAL_SUFFIX, TakeVideo, VideoSettings
 from .tiny import VARIANTS, write_tiny
 from .transformer import ATTENTION_NAMES
-from .video import VideoWriter
+from .video import VideoWriter, check_video_options
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LONGEST_SECONDS = MOST_CHUNKS * CHUNK_FRAMES  # at one frame a second
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,8 +58,11 @@ def generate(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace, model: Path) -> None:
-    if not (math.isfinite(options.seconds) and options.seconds > 0):
-        raise HeliosError(f"--seconds {options.seconds} must be a length above 0.")
+    check_video_options(options.width, options.height, options.fps, "h264", options.crf)
+    if not 0 < options.seconds <= LONGEST_SECONDS:
+        raise HeliosError(f"--seconds {options.seconds} must be a length above 0, at most {LONGEST_SECONDS}.")
+    if not 0 <= options.seed <= MAX_SEED:
+        raise HeliosError(f"--seed {shortened(options.seed)} must be 0 to {MAX_SEED}.")
     frames = math.ceil(options.seconds * options.fps)
     (_write_clip if options.take is None else _write_take)(options, model, frames)
     count = chunk_count(frames) * CHUNK_FRAMES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .chain import ChunkSampler, sample_chunks
+from .chain import MOST_CHUNKS, ChunkSampler, sample_chunks
 from .checkpoint import load_transformer, open_transformer
-from .errors import HeliosError
+from .errors import HeliosError, shortened
 from .fingerprint import fingerprint, folder_fingerprint
 from .guidance import guided
 from .history import CHUNK_FRAMES, History, check_size
@@ -301,6 +302,8 @@ class HeliosPipeline:
     ) -> Iterator[tuple[Tensor, History]]:
         defaults = VARIANT_DEFAULTS[self.variant]
         scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+        if not math.isfinite(scale):
+            raise HeliosError(f"guidance_scale={scale} is not a finite number; released: {defaults.guidance_scale}.")
         unknown = sorted(sampling.keys() - SAMPLING_KEYWORDS)
         if unknown:
             raise HeliosError(f"{unknown[0]} is not a keyword of HeliosPipeline; leave it out, or see stream().")
@@ -449,8 +452,11 @@ class HeliosPipeline:
 
 def chunk_count(num_frames: int) -> int:
     """Chunks that hold ``num_frames``, at least one."""
-    if num_frames < 1:
-        raise HeliosError(f"num_frames={num_frames} must be at least 1; a chunk is {CHUNK_FRAMES} frames.")
+    most = MOST_CHUNKS * CHUNK_FRAMES
+    if not 1 <= num_frames <= most:
+        raise HeliosError(
+            f"num_frames={shortened(num_frames)} must be at least 1, at most {most}; a chunk is {CHUNK_FRAMES} frames."
+        )
     return -(-num_frames // CHUNK_FRAMES)
 
 

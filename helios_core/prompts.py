@@ -84,7 +84,7 @@ def parse_schedule(text: str) -> list[tuple[int, str]]:
         raise HeliosError(f"prompt schedule has a row at chunk {shortened(long[0], 20)}; no film has that many chunks.")
     if text[: starts[0][0]].strip():
         raise HeliosError(
-            f"prompt schedule has text before its first row ({text.strip()[:40]!r}); begin it with '0: '."
+            f"prompt schedule has text before its first row ({shortened(text.strip(), 40)}); begin it with '0: '."
         )
     ends = [start for start, _ in starts[1:]] + [len(text)]
     rows = [(int(m[1]), text[m.end() : end].strip()) for (_, m), end in zip(starts, ends, strict=True)]

@@ -13,7 +13,7 @@ from comfy.utils import PROGRESS_BAR_ENABLED, ProgressBar
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..helios_core.chain import check_chain
+from ..helios_core.chain import MOST_CHUNKS, check_chain
 from ..helios_core.errors import HeliosError
 from ..helios_core.history import CHUNK_LATENT_FRAMES, LATENT_CHANNELS, History
 from ..helios_core.progress import RenderProgress
@@ -26,7 +26,7 @@ from .model import HISTORY_KEY
 from .prepared import PREPARED_KEY, PreparedInputs
 from .prompts import conditioning_at, schedule_of
 from .samplers import HeliosSampler, check_model
-from .sockets import check_text
+from .sockets import Least, check_text
 from .takes import Chain, manifest_settings, output_store, seed_changes_input, take_input
 from .thumbnails import latent_thumbnail
 
@@ -154,7 +154,7 @@ def chunk_inputs() -> list[io.Input]:
         io.Float.Input(
             "cfg",
             default=1.0,
-            min=0.0,
+            min=Least(0.0),
             max=30.0,
             step=0.1,
             round=0.01,
@@ -174,7 +174,7 @@ def num_chunks_input() -> io.Int.Input:
         "num_chunks",
         default=3,
         min=1,
-        max=10000,
+        max=MOST_CHUNKS,
         tooltip="Length of the video: each chunk is 33 frames, 1.4 seconds at 24 fps; 44 make a minute.",
     )
 
@@ -232,14 +232,14 @@ class HeliosChunkChain(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, take: str | None = None, seed_changes: str | None = None) -> bool | str:
+    def validate_inputs(cls, seed_changes: str | None = None) -> bool | str:
+        # The take's name waits for execute: core repeats the message once for every input that is named here.
         try:
             check_text("seed_changes", seed_changes or "")
-            check_text("take", take or "")
             parse_seed_changes(seed_changes or "")
-            return bool(check_name(take)) if take else True
         except HeliosError as error:
             return str(error)
+        return True
 
     @classmethod
     def execute(
@@ -256,6 +256,8 @@ class HeliosChunkChain(io.ComfyNode):
         seed_changes: str = "",
     ) -> io.NodeOutput:
         changes = parse_seed_changes(seed_changes)
+        if take:
+            check_name(take)
         run = ChainRun(model, positive, negative, cfg, sampler, history, num_chunks)
         with TakeFeed(run.progress, history, seed, changes, take, cls.hidden) as run.feed:
             if take:

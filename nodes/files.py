@@ -61,7 +61,7 @@ def installed_folders() -> dict[str, Path]:
     return found
 
 
-def check_installed(name: str, kind: str) -> str | None:
+def check_installed(name: str | None, kind: str) -> str | None:
     """Why ``name`` cannot be loaded, in one sentence; None where it can."""
     if not isinstance(name, str):
         return f"model {shortened(name)} is not a name; choose one from the list."

@@ -84,7 +84,7 @@ class HeliosLoadHistory(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str) -> bool | str:
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
         try:
             history_path(file)
         except HeliosError as error:

@@ -76,7 +76,7 @@ class HeliosModelLoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model: str) -> bool | str:
+    def validate_inputs(cls, model: str | None = None) -> bool | str:
         return check_installed(model, TRANSFORMERS) or True
 
     @classmethod
@@ -103,7 +103,7 @@ class HeliosTextEncoderLoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, text_encoder: str) -> bool | str:
+    def validate_inputs(cls, text_encoder: str | None = None) -> bool | str:
         return check_installed(text_encoder, TEXT_ENCODERS) or True
 
     @classmethod
@@ -128,7 +128,7 @@ class HeliosVAELoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, vae: str) -> bool | str:
+    def validate_inputs(cls, vae: str | None = None) -> bool | str:
         return check_installed(vae, VAES) or True
 
     @classmethod

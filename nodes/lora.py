@@ -15,6 +15,7 @@ from ..helios_core.errors import HeliosError
 from ..helios_core.lora import LoraFile, read_lora
 from ..helios_core.transformer import HeliosTransformer
 from .model import HeliosModel
+from .sockets import Least
 
 LORAS = "loras"
 KEYS_SHOWN = 20
@@ -44,7 +45,7 @@ class HeliosLoraLoader(io.ComfyNode):
                 io.Float.Input(
                     "strength",
                     default=1.0,
-                    min=-100.0,
+                    min=Least(-100.0),
                     max=100.0,
                     step=0.01,
                     tooltip="How strongly the file changes the model: 0 is no change, 1 what it was trained for. Whole "

@@ -16,6 +16,7 @@ from ..helios_core.errors import HeliosError, reason
 from ..helios_core.history import PIXELS_PER_TOKEN, check_size
 from ..helios_core.media import NoiseRange, image_history, video_history
 from .history import HistoryType, seed_input, size_inputs
+from .sockets import Least
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def noise_inputs() -> list[io.Input]:
         io.Float.Input(
             "noise_sigma_min",
             default=0.111,
-            min=0.0,
+            min=Least(0.0),
             max=1.0,
             step=0.001,
             round=0.0001,
@@ -81,7 +82,7 @@ def noise_inputs() -> list[io.Input]:
         io.Float.Input(
             "noise_sigma_max",
             default=0.135,
-            min=0.0,
+            min=Least(0.0),
             max=1.0,
             step=0.001,
             round=0.0001,

@@ -32,7 +32,8 @@ from ..helios_core.checkpoint.source import (
     open_transformer,
     transformer_tensors,
 )
-from ..helios_core.history import History
+from ..helios_core.errors import HeliosError
+from ..helios_core.history import CHUNK_LATENT_FRAMES, History
 from ..helios_core.transformer import HeliosTransformer, TransformerConfig
 from .prepared import PREPARED_KEY, PreparedInputs
 
@@ -104,10 +105,11 @@ class HeliosModel(comfy.model_base.BaseModel):
         text = kwargs.get("cross_attn")
         if text is not None:
             out["c_crossattn"] = comfy.conds.CONDRegular(text)
-        history = kwargs.get(HISTORY_KEY)
+        noise, history = kwargs["noise"], kwargs.get(HISTORY_KEY)
+        check_noise(noise, history)
         if history is None:
             # Plain text-to-video graphs of core nodes carry no history: their one chunk is chunk 0.
-            batch, _, _, h, w = kwargs["noise"].shape
+            batch, _, _, h, w = noise.shape
             history = History.empty(w * 8, h * 8, batch)
         for name, part in zip(("short", "mid", "long"), history.context(), strict=True):
             out[f"history_{name}"] = comfy.conds.CONDRegular(part)
@@ -118,6 +120,21 @@ class HeliosModel(comfy.model_base.BaseModel):
         saved = super().state_dict_for_saving(unet_state_dict, *parts, **named_parts)
         saved[INFO_TENSOR] = info_tensor(self.variant, self.diffusion_model.config)
         return saved
+
+
+def check_noise(noise: Tensor, history: History | None) -> None:
+    """Refuses noise that is not one chunk, or of another size than its history's: core samples whatever it is given."""
+    if noise.ndim != 5 or noise.shape[2] != CHUNK_LATENT_FRAMES:
+        raise HeliosError(
+            f"latent_image has shape {list(noise.shape)}; one Helios chunk is [B,16,9,H/8,W/8], a length of 33."
+        )
+    if history is None:
+        return
+    if noise.shape[3:] != history.latents.shape[3:] or noise.shape[0] % history.latents.shape[0]:
+        raise HeliosError(
+            f"latent_image has shape {list(noise.shape)} but the history is {history.width}x{history.height} with a "
+            f"batch of {history.latents.shape[0]}; give both the same width, height and batch size."
+        )
 
 
 class HeliosNetwork(HeliosTransformer):

@@ -26,7 +26,7 @@ from .events import TakeFeed
 from .files import check_prefix, save_path
 from .history import HistoryType
 from .identity import vae_identity
-from .sockets import check_text
+from .sockets import Least, check_text
 from .takes import Chain, manifest_settings, output_store, seed_changes_input, take_input
 
 CODECS = ("h264", "hevc")
@@ -77,7 +77,7 @@ class HeliosRenderVideo(io.ComfyNode):
                 io.Float.Input(
                     "fps",
                     default=24.0,
-                    min=1.0,
+                    min=Least(1.0),
                     max=240.0,
                     step=1.0,
                     round=0.001,

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..helios_core.chain import ChunkSampler, check_chain
 from ..helios_core.errors import HeliosError, shortened
 from ..helios_core.guidance import guide_zero_star
-from ..helios_core.history import CHUNK_LATENT_FRAMES, History
+from ..helios_core.history import History
 from ..helios_core.samplers import (
     SOLVERS,
     BaseSampler,
@@ -62,10 +62,10 @@ class HeliosSampler(comfy.samplers.Sampler):
         """Called by core once conditions are ready; ``sigmas`` is core's schedule and is not used."""
         model = model_wrap.inner_model
         check_model(model, model.model_sampling, self.settings)
-        check_latents(noise, latent_image, denoise_mask)
+        check_latents(latent_image, denoise_mask)
         history = _history_of(model_wrap, noise)
         check_chain(self.settings, history, 1)
-        check_run(noise, history, extra_args["model_options"])
+        check_devices(extra_args["model_options"])
         _keep_prepared(model_wrap, extra_args)
         generator = self.generator or _continued_generator(extra_args.get("seed"), noise)
         guided = model_wrap.cfg > 1
@@ -120,25 +120,16 @@ SAMPLER_OF_VARIANT = {
 }
 
 
-def check_latents(noise: Tensor, latent_image: Tensor | None, denoise_mask: Tensor | None) -> None:
-    """Refuses what a chunk cannot start from."""
-    if noise.ndim != 5 or noise.shape[2] != CHUNK_LATENT_FRAMES:
-        raise HeliosError(
-            f"latent_image has shape {list(noise.shape)}; one Helios chunk is [B,16,9,H/8,W/8], a length of 33."
-        )
+def check_latents(latent_image: Tensor | None, denoise_mask: Tensor | None) -> None:
+    """Refuses what a chunk cannot start from; the model has seen to its noise."""
     if denoise_mask is not None:
         raise HeliosError("latent_image has a noise mask; Helios cannot inpaint, remove the mask.")
     if latent_image is not None and torch.count_nonzero(latent_image):
         raise HeliosError("latent_image is not empty; Helios starts every chunk from noise, use an empty latent.")
 
 
-def check_run(noise: Tensor, history: History, model_options: dict[str, Any]) -> None:
-    """Refuses a latent of another size than the history's, and what splits one chunk over devices."""
-    if noise.shape[3:] != history.latents.shape[3:] or noise.shape[0] % history.latents.shape[0]:
-        raise HeliosError(
-            f"latent_image has shape {list(noise.shape)} but the history is {history.width}x{history.height} with a "
-            f"batch of {history.latents.shape[0]}; give both the same width, height and batch size."
-        )
+def check_devices(model_options: dict[str, Any]) -> None:
+    """Refuses what splits one chunk over devices."""
     if "multigpu_clones" in model_options:
         raise HeliosError("model is split over several GPUs, which Helios samplers do not support; remove that node.")
 

@@ -17,6 +17,17 @@ from ..helios_core.history import History
 TEXT_TYPES = ("STRING", "COMBO")
 
 
+class Least(float):
+    """The lower limit of a FLOAT input that NaN does not pass.
+
+    Core refuses what is smaller than an input's ``min``, and NaN is smaller than nothing. An own ``validate_inputs``
+    would take over all limits of the inputs that it names, and report each fault under every one of them.
+    """
+
+    def __gt__(self, value: float) -> bool:
+        return not value >= float(self)
+
+
 def _is_conditioning(value: Any) -> bool:
     return isinstance(value, list) and all(
         isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[1], dict) for entry in value

@@ -153,7 +153,8 @@ def test_players_may_seek(comfy, short):
     for asked, wanted in {"0-": whole, "5-9": whole[5:10], "-7": whole[-7:], "10-999999999": whole[10:]}.items():
         status, kind, data = get(comfy, path, Range=f"bytes={asked}")
         assert (status, kind, data) == (206, "video/mp4", wanted)
-    assert [get(comfy, path, Range=f"bytes={asked}")[0] for asked in ("999999999-", "x-y")] == [416, 416]
+    for asked in ("999999999-", "x-y", "-0", "-00"):
+        assert get(comfy, path, Range=f"bytes={asked}")[0] == 416
 
 
 @pytest.mark.parametrize(

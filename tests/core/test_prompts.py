@@ -1,6 +1,7 @@
 """Prompt schedules: the reference's blending formula, row order, and the text form."""
 
 import csv
+import time
 from itertools import groupby
 from pathlib import Path
 
@@ -52,6 +53,24 @@ def test_text_form():
     assert parse_schedule("just a boat/ship") == [(0, "just a boat/ship")]
 
 
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("0: a" + "\n" * 60_000 + "x", 1),
+        ("0: a" + " \n" * 60_000 + "x", 1),
+        ("0: a\n" + "1 " * 60_000 + "x", 1),
+        ("0: a\n" + "1" * 60_000 + " " * 60_000, 1),
+        ("0: a\n" + "".join(f"{i}: b\n" for i in range(1, 20_000)), 20_000),
+        ("0: a" + "".join(f"{' ' * 9} / {i}: b" for i in range(1, 20_000)), 20_000),
+    ],
+    ids=["breaks", "spaces and breaks", "numbers", "digits", "lines", "slashes"],
+)
+def test_text_form_is_read_in_linear_time(text, rows):
+    begun = time.monotonic()
+    assert len(parse_schedule(text)) == rows
+    assert time.monotonic() - begun < 30
+
+
 def test_real_interactive_prompts_survive_the_text_form():
     if not REAL.is_file():
         pytest.skip("needs the shared prompt file interactive.csv")
@@ -72,6 +91,8 @@ def test_real_interactive_prompts_survive_the_text_form():
         (lambda: PromptSchedule(((0, "a"),), -1), "blend=-1"),
         (lambda: parse_schedule("a boat\n7: a storm"), "text before its first row"),
         (lambda: parse_schedule("0: a boat\n7:"), "row 7 has no prompt"),
+        (lambda: parse_schedule("0: a boat\n" + "9" * 5000 + ": b"), r"row at chunk '9{20}'\.\.\.; no film"),
+        (lambda: parse_schedule("x" * 100_000 + "\n7: b"), r"before its first row \('x{40}'\.\.\.\)"),
     ],
 )
 def test_bad_schedules_are_named(make, message):
