@@ -93,7 +93,9 @@ def reference_pipeline(variant: str, transformer: Any, vae: Any) -> Any:
         pipeline = diffusers.HeliosPipeline(**parts)
     else:
         flags = {"is_cfg_zero_star": variant == "mid", "is_distilled": variant == "distilled"}
-        pipeline = diffusers.HeliosPyramidPipeline(**parts, **flags)
+        from .oracle import ReferencePyramid
+
+        pipeline = ReferencePyramid(**parts, **flags)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

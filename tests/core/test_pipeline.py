@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import HeliosPyramidPipeline
+from helios_benchmarks.oracle import ReferencePyramid
 
 from helios_core.errors import HeliosError
 from helios_core.pipeline import HeliosPipeline
@@ -17,7 +17,7 @@ def folder(tiny_folder):
 
 @pytest.fixture(scope="module")
 def theirs(folder):
-    pipeline = HeliosPyramidPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = ReferencePyramid.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from diffusers import HeliosDMDScheduler, HeliosPyramidPipeline
+from diffusers import HeliosDMDScheduler
+from helios_benchmarks.oracle import RELEASED_FACTOR, ReferencePyramid
 
 from helios_core.errors import HeliosError
 from helios_core.samplers import SchedulerConfig
@@ -43,23 +44,44 @@ def test_released_figures():
     assert [round(x, 4) for x in two[0].sigmas] == [0.9982, 0.3540, 0.0]
 
 
-def test_block_noise_equals_reference():
-    class Host:
-        scheduler = HeliosDMDScheduler(**RELEASED)
+def block_covariance(gamma):
+    return (1 + gamma) * torch.eye(4, dtype=torch.float64) - gamma * torch.ones(4, 4, dtype=torch.float64)
 
+
+@pytest.mark.parametrize("gamma", [0.1, 1 / 3])
+def test_block_noise_equals_reference(gamma):
+    scheduler = HeliosDMDScheduler(**RELEASED, gamma=gamma)
+    reference = ReferencePyramid(tokenizer=None, text_encoder=None, vae=None, transformer=None, scheduler=scheduler)
     shape = (2, 16, 9, 8, 12)
-    expected = HeliosPyramidPipeline.sample_block_noise(
-        Host(), *shape, device=torch.device("cpu"), generator=torch.Generator().manual_seed(5)
-    )
-    result = draw_block_noise(shape, 1 / 3, torch.Generator().manual_seed(5))
+    expected = reference.sample_block_noise(*shape, generator=torch.Generator().manual_seed(5))
+    result = draw_block_noise(shape, gamma, torch.Generator().manual_seed(5))
     assert (result - expected).abs().max() <= 2e-6
 
 
-def test_block_noise_factor_is_a_factor():
-    for gamma in (0.1, 0.25, 1 / 3):
-        factor = block_noise_factor(gamma).double()
-        covariance = (1 + gamma) * torch.eye(4) - gamma * torch.ones(4, 4)
-        assert (factor @ factor.T - covariance).abs().max() < 1e-6
+@pytest.mark.parametrize("gamma", [0.01, 0.1, 0.25, 1 / 3])
+def test_block_noise_factor_is_the_closed_form(gamma):
+    """Row i of the factor: pivot sqrt(a - b_i) and -b_i / pivot below it, where b_i = a gamma / (a - i gamma)."""
+    factor, a = block_noise_factor(gamma).double(), 1 + gamma
+    assert torch.equal(factor, factor.tril())
+    for i in range(4):
+        b = a * gamma / (a - i * gamma)
+        assert factor[i, i] ** 2 == pytest.approx(a - b, abs=2e-7)
+        assert factor[i + 1 :, i].tolist() == pytest.approx([-b / factor[i, i].item()] * (3 - i), rel=1e-6)
+    assert (factor @ factor.T - block_covariance(gamma)).abs().max() < 3e-7
+
+
+def test_covariance_of_many_draws():
+    """Within a 2x2 patch the drawn noise has the covariance that is asked for, and between patches none."""
+    noise = draw_block_noise((1, 16, 9, 128, 128), 1 / 3, torch.Generator().manual_seed(0)).double()
+    patches = noise.unfold(3, 2, 2).unfold(4, 2, 2).reshape(-1, 4)
+    assert (patches.T.cov() - block_covariance(1 / 3)).abs().max() < 0.01
+    assert (patches[1:] * patches[:-1]).mean(0).abs().max() < 0.01
+
+
+def test_the_oracles_factor_is_a_factor_and_nearly_singular():
+    product = RELEASED_FACTOR.double() @ RELEASED_FACTOR.double().T
+    assert (product - block_covariance(1 / 3)).abs().max() < 3e-7
+    assert 0 < RELEASED_FACTOR[3, 3] ** 2 < 2**-22
 
 
 @pytest.mark.parametrize(

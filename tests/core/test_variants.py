@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import HeliosPipeline as ReferenceBase
-from diffusers import HeliosPyramidPipeline as ReferencePyramid
+from helios_benchmarks.oracle import ReferencePyramid
 
 from helios_core.errors import HeliosError
 from helios_core.pipeline import HeliosPipeline
