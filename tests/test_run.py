@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from helios_setup import comfyui, environment
+from helios_setup import comfyui, environment, pip
 from helios_setup.commands import main, parse
 from helios_setup.errors import ServerDiedError, SetupError
 from helios_setup.paths import API_WORKFLOWS
@@ -246,7 +246,7 @@ def test_small_disk_is_refused():
     ],
 )
 def test_pip_failures_name_the_reason(line, reason):
-    assert reason in environment.pip_failure(["Collecting torch", line])
+    assert reason in pip.pip_failure(["Collecting torch", line])
 
 
 def test_torch_is_no_dependency():
