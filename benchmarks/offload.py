@@ -30,14 +30,14 @@ import torch
 
 from helios_core.checkpoint.load import keeps_float32
 from helios_core.checkpoint.source import CONFIG_KEY, VARIANT_KEY
-from helios_core.convert import Plan, Planned, header_bytes, plan_transformer
+from helios_core.checkpoint.streaming import streamed_text_encoder
+from helios_core.commands.convert import Plan, Planned, header_bytes, plan_transformer
+from helios_core.commands.tiny import write_tiny
+from helios_core.commands.tiny_shapes import text_encoder_shapes
+from helios_core.networks.text import TextEncoder
+from helios_core.networks.transformer import HeliosTransformer, TransformerConfig
+from helios_core.networks.vae import VAEConfig, WanVAE
 from helios_core.pipeline import HeliosPipeline
-from helios_core.streaming import streamed_text_encoder
-from helios_core.text import TextEncoder
-from helios_core.tiny import write_tiny
-from helios_core.tiny_shapes import text_encoder_shapes
-from helios_core.transformer import HeliosTransformer, TransformerConfig
-from helios_core.vae import VAEConfig, WanVAE
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"

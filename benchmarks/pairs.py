@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from helios_core.checkpoint import from_diffusers
 from helios_core.checkpoint.load import keeps_float32
 from helios_core.checkpoint.vae_names import vae_from_diffusers
+from helios_core.commands.tiny import SCHEDULER_CONFIGS
+from helios_core.networks.transformer import HeliosTransformer
+from helios_core.networks.transformer.fp8 import narrowed, use_fp8
+from helios_core.networks.vae import VAEConfig, WanVAE
 from helios_core.pipeline import HeliosPipeline
 from helios_core.samplers import SchedulerConfig
-from helios_core.tiny import SCHEDULER_CONFIGS
-from helios_core.transformer import HeliosTransformer
-from helios_core.transformer.fp8 import narrowed, use_fp8
-from helios_core.vae import VAEConfig, WanVAE
 
 TEXT_TOKENS = 512
 WEIGHT_STD = 0.02

@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from helios_core.transformer import HeliosTransformer, kernels
+from helios_core.networks.transformer import HeliosTransformer, kernels
 
 from .pairs import in_dtype
 

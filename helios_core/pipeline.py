@@ -14,22 +14,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .chain import MOST_CHUNKS, ChunkSampler, sample_chunks
 from .checkpoint import load_transformer, open_transformer
+from .checkpoint.streaming import StreamedTransformer, check_offload, stream_transformer, streamed_text_encoder
+from .checkpoint.vae import load_vae
 from .errors import HeliosError, shortened
-from .fingerprint import fingerprint, folder_fingerprint
-from .guidance import guided
-from .history import CHUNK_FRAMES, History, check_size
-from .media import NoiseRange, frames_to_uint8, image_history, media_frames, video_history
-from .prompts import DEFAULT_BLEND, PromptSchedule, mix_embeddings
+from .networks.text import TextEncoder
+from .networks.transformer import HeliosTransformer, PreparedText, choose_attention, is_exact_attention
+from .networks.transformer.fp8 import check_device
+from .networks.vae import WanVAE
 from .samplers import BaseSampler, DMDSampler, OnStep, PyramidSampler, SchedulerConfig, Velocity
-from .store import start_key
-from .streaming import StreamedTransformer, check_offload, stream_transformer, streamed_text_encoder
-from .take import KeyedChunks, Take
-from .text import TextEncoder
-from .transformer import HeliosTransformer, PreparedText, choose_attention, is_exact_attention
-from .transformer.fp8 import check_device
-from .vae import WanVAE, load_vae
+from .samplers.guidance import guided
+from .take.chunks import MOST_CHUNKS, ChunkSampler, sample_chunks
+from .take.fingerprint import fingerprint, folder_fingerprint
+from .take.history import History, check_size
+from .take.prompts import DEFAULT_BLEND, PromptSchedule, mix_embeddings
+from .take.reference import NoiseRange, frames_to_uint8, image_history, media_frames, video_history
+from .take.store import start_key
+from .take.take import KeyedChunks, Take
+from .variants import CHUNK_FRAMES
 
 MAX_TEXT_TOKENS = 512
 SAMPLING_KEYWORDS = {

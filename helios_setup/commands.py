@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from helios_core.variants import DEFAULT, VARIANTS
 from helios_setup.demo import demo, released_folder, serve, write_tiny_folder
 from helios_setup.environment import install_system_tools, setup
 from helios_setup.errors import SetupError
 from helios_setup.paths import API_WORKFLOWS, ROOT, inside_venv, venv_program
 from helios_setup.server import stop_on_terminate
-from helios_setup.workflow import VARIANTS, chunks_for, load_workflow
+from helios_setup.workflow import chunks_for, load_workflow
 
 DEFAULT_WORKFLOW = "helios_distilled_t2v"
 INTERRUPTED = 130
@@ -54,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     # Not the place of the arguments: parse() puts everything argparse does not know here.
     tested.set_defaults(pytest=[])
     tiny = commands.add_parser("tiny", parents=[comfyui], help="write a tiny random released folder")
-    tiny.add_argument("--variant", choices=VARIANTS, default="distilled")
+    tiny.add_argument("--variant", choices=VARIANTS, default=DEFAULT.name)
     tiny.add_argument("--output", required=True, metavar="FOLDER", type=Path)
     return parser
 

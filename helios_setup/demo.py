@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
+from helios_core.variants import DEFAULT
 from helios_setup.comfyui import link_folder
 from helios_setup.environment import say
 from helios_setup.errors import ExecutionFailedError, ServerDiedError, SetupError
@@ -53,7 +54,7 @@ def serve(tree: Path, model: str | None, port: int) -> NoReturn:
     """
     with tempfile.TemporaryDirectory(prefix="helios-serve-") as scratch:
         session = Path(scratch)
-        name, options = show_model(tree, model, "distilled", session)
+        name, options = show_model(tree, model, DEFAULT.name, session)
         log = session / "comfyui.log"
         server = ComfyServer(tree, Path(sys.executable), log, server_arguments(options), port)
         say("Starting ComfyUI ...")
@@ -140,8 +141,8 @@ def write_tiny_folder(folder: Path, variant: str) -> None:
     Raises:
         SetupError: `folder` holds something else.
     """
+    from helios_core.commands.tiny import write_tiny
     from helios_core.errors import HeliosError  # installed by setup
-    from helios_core.tiny import write_tiny
 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ def write_examples(folder: Path) -> None:
     import numpy as np
     from PIL import Image
 
-    from helios_core.video import VideoWriter
+    from helios_core.video.writer import VideoWriter
 
     folder.mkdir(parents=True, exist_ok=True)
     t, y, x = np.meshgrid(np.arange(FRAMES), np.arange(HEIGHT), np.arange(WIDTH), indexing="ij")

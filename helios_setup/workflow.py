@@ -7,10 +7,9 @@ import json
 import math
 from pathlib import Path
 
+from helios_core.variants import CHUNK_FRAMES, DEFAULT, FPS, VARIANTS
 from helios_setup.errors import SetupError
 
-FRAMES_PER_CHUNK = 33
-FRAMES_PER_SECOND = 24
 # Nodes that take a released folder, with the name of that input.
 MODEL_INPUTS = {
     "HeliosModelLoader": "model",
@@ -20,7 +19,6 @@ MODEL_INPUTS = {
 CHAIN_NODES = ("HeliosChunkChain", "HeliosRenderVideo")
 # How the prompt's connection is called from node to node, up to its text.
 PROMPT_INPUTS = ("positive", "rows.")
-VARIANTS = ("base", "mid", "distilled")
 # helios-tiny's size: a quarter of the released 640x384, so that a CPU shows a result in a minute or two.
 TINY_SIZE = (320, 192)
 
@@ -40,7 +38,7 @@ def load_workflow(folder: Path, name: str) -> dict:
 
 def workflow_variant(name: str) -> str:
     """The variant a workflow's name speaks of; distilled when it names none."""
-    return next((variant for variant in VARIANTS if variant in name.lower().split("_")), "distilled")
+    return next((variant for variant in VARIANTS if variant in name.lower().split("_")), DEFAULT.name)
 
 
 def chunks_for(seconds: float) -> int:
@@ -52,7 +50,7 @@ def chunks_for(seconds: float) -> int:
     if not (math.isfinite(seconds) and seconds > 0):
         raise SetupError(f"--seconds is {seconds:g}: give a length above 0.")
     # A tolerance: 1.375 s is exactly one chunk and must not become two through rounding.
-    return max(1, math.ceil(seconds * FRAMES_PER_SECOND / FRAMES_PER_CHUNK - 1e-9))
+    return max(1, math.ceil(seconds * FPS / CHUNK_FRAMES - 1e-9))
 
 
 def fill_workflow(

@@ -13,13 +13,14 @@ from comfy.utils import PROGRESS_BAR_ENABLED, ProgressBar
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..helios_core.chain import MOST_CHUNKS, check_chain
 from ..helios_core.errors import HeliosError
-from ..helios_core.history import CHUNK_LATENT_FRAMES, LATENT_CHANNELS, History
-from ..helios_core.progress import RenderProgress
 from ..helios_core.samplers import draw_noise
-from ..helios_core.seeds import SeedChanges, parse_seed_changes, seed_at
-from ..helios_core.take import Take, check_name
+from ..helios_core.take.chunks import MOST_CHUNKS, check_chain
+from ..helios_core.take.history import History
+from ..helios_core.take.progress import RenderProgress
+from ..helios_core.take.seed_changes import SeedChanges, parse_seed_changes, seed_at
+from ..helios_core.take.take import Take, check_name
+from ..helios_core.variants import CHUNK_LATENT_FRAMES, LATENT_CHANNELS
 from .events import TakeFeed, watched
 from .history import HistoryType, seed_input
 from .model import HISTORY_KEY

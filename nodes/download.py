@@ -7,8 +7,8 @@ import logging
 import comfy.model_management
 from comfy_api.latest import ComfyAPISync, io, ui
 
-from ..helios_core.checkpoint.source import VARIANTS
-from ..helios_core.download import REPOSITORIES, download
+from ..helios_core.commands.download import download
+from ..helios_core.variants import DEFAULT, VARIANTS
 from .files import diffusers_folder, installed_folders
 
 # More would make the progress bar the slowest part of a fast download.
@@ -35,7 +35,7 @@ class HeliosDownloadModel(io.ComfyNode):
                 io.Combo.Input(
                     "variant",
                     options=list(VARIANTS),
-                    default="distilled",
+                    default=DEFAULT.name,
                     tooltip="distilled is the fast one (6 steps per chunk); base and mid take more steps.",
                 )
             ],
@@ -45,11 +45,11 @@ class HeliosDownloadModel(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, variant: str) -> bool:
         # Deleting the folder must make the node run again.
-        return REPOSITORIES[variant].rpartition("/")[2] in installed_folders()
+        return VARIANTS[variant].folder in installed_folders()
 
     @classmethod
     def execute(cls, variant: str) -> io.NodeOutput:
-        name = REPOSITORIES[variant].rpartition("/")[2]
+        name = VARIANTS[variant].folder
         folder = download(variant, diffusers_folder() / name, _report())
         log.info("Helios %s is in %s", variant, folder)
         return io.NodeOutput(name, ui=ui.PreviewText(f"{name} is installed; reload the page to see it in the lists."))

@@ -9,20 +9,18 @@ from pathlib import Path
 import folder_paths
 
 from ..helios_core.checkpoint.folder import PIPELINE_CLASSES
+from ..helios_core.commands.tiny import write_tiny
 from ..helios_core.errors import HeliosError, reason, shortened
 from ..helios_core.settings import read_object
-from ..helios_core.tiny import VARIANTS, write_tiny
+from ..helios_core.variants import DEFAULT, VARIANTS
 from .sockets import check_text
 
 DIFFUSERS = "diffusers"
 SINGLE_FILES = (".safetensors", ".sft")
 TINY_PREFIX = "helios-tiny-"
 TINY_NAMES = tuple(TINY_PREFIX + variant for variant in VARIANTS)
-RELEASED = {
-    "Helios-Distilled": "BestWishYsh/Helios-Distilled",
-    "Helios-Mid": "BestWishYsh/Helios-Mid",
-    "Helios-Base": "BestWishYsh/Helios-Base",
-}
+# The fastest first.
+RELEASED = {variant.folder: variant.repository for variant in reversed(VARIANTS.values())}
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +39,7 @@ def default_choice(kind: str) -> str:
     installed = [name for name in installed_folders() if name not in TINY_NAMES]
     preferred = [name for name in RELEASED if name in installed]
     named = [name for name in single_files(kind) if "helios" in name.lower()]
-    return (preferred or installed or named or [TINY_PREFIX + "distilled"])[0]
+    return (preferred or installed or named or [TINY_PREFIX + DEFAULT.name])[0]
 
 
 def single_files(kind: str) -> list[str]:
@@ -70,8 +68,8 @@ def check_installed(name: str | None, kind: str) -> str | None:
     if name in RELEASED:
         return (
             f"{name} is not installed: download https://huggingface.co/{RELEASED[name]} into "
-            f"models/diffusers/{name} (the node Helios Download Model does), or choose {TINY_PREFIX}distilled to try "
-            "the workflow with random weights."
+            f"models/diffusers/{name} (the node Helios Download Model does), or choose {TINY_PREFIX}{DEFAULT.name} "
+            "to try the workflow with random weights."
         )
     return (
         f"model {shortened(name)} is neither a Helios folder under models/diffusers nor a safetensors file under "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import node_helpers
 from comfy_api.latest import io
 
-from ..helios_core.history import History
+from ..helios_core.take.history import History
 from .model import HISTORY_KEY
 
 HistoryType = io.Custom("HELIOS_HISTORY")

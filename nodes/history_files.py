@@ -8,8 +8,8 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ..helios_core.errors import HeliosError, shortened
-from ..helios_core.history import History
-from ..helios_core.history_file import load_history, save_history
+from ..helios_core.take.history import History
+from ..helios_core.take.history_file import load_history, save_history
 from .files import check_prefix, save_path
 from .history import HistoryType
 from .sockets import check_text

@@ -8,7 +8,7 @@ from typing import Any
 
 import comfy.model_patcher
 
-from ..helios_core.fingerprint import file_fingerprint, fingerprint, folder_fingerprint
+from ..helios_core.take.fingerprint import file_fingerprint, fingerprint, folder_fingerprint
 from .model import HISTORY_KEY
 from .prepared import PREPARED_KEY
 from .prompts import SCHEDULE_KEY

@@ -6,7 +6,7 @@ import torch
 from comfy.ldm.modules.attention import REGISTERED_ATTENTION_FUNCTIONS
 from comfy_api.latest import io
 
-from ..helios_core.checkpoint.source import VARIANTS
+from ..helios_core.variants import VARIANTS
 from .files import check_installed, choices, default_choice, resolve
 from .model import load_helios_model
 from .text_encoder import load_text_encoder

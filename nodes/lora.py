@@ -11,9 +11,9 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
+from ..helios_core.checkpoint.lora import LoraFile, read_lora
 from ..helios_core.errors import HeliosError
-from ..helios_core.lora import LoraFile, read_lora
-from ..helios_core.transformer import HeliosTransformer
+from ..helios_core.networks.transformer import HeliosTransformer
 from .model import HeliosModel
 from .sockets import Least
 

@@ -13,8 +13,9 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..helios_core.errors import HeliosError, reason
-from ..helios_core.history import PIXELS_PER_TOKEN, check_size
-from ..helios_core.media import NoiseRange, image_history, video_history
+from ..helios_core.take.history import check_size
+from ..helios_core.take.reference import NoiseRange, image_history, video_history
+from ..helios_core.variants import PIXELS_PER_TOKEN
 from .history import HistoryType, seed_input, size_inputs
 from .sockets import Least
 

@@ -33,8 +33,9 @@ from ..helios_core.checkpoint.source import (
     transformer_tensors,
 )
 from ..helios_core.errors import HeliosError
-from ..helios_core.history import CHUNK_LATENT_FRAMES, History
-from ..helios_core.transformer import HeliosTransformer, TransformerConfig
+from ..helios_core.networks.transformer import HeliosTransformer, TransformerConfig
+from ..helios_core.take.history import History
+from ..helios_core.variants import CHUNK_LATENT_FRAMES
 from .prepared import PREPARED_KEY, PreparedInputs
 
 # Core's own figure for Wan, whose blocks these are: activation memory in proportion to the width.

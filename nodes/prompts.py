@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..helios_core.errors import HeliosError, shortened
-from ..helios_core.prompts import DEFAULT_BLEND, MOST_DIGITS, PromptSchedule, mix_embeddings, parse_schedule
+from ..helios_core.take.prompts import DEFAULT_BLEND, MOST_DIGITS, PromptSchedule, mix_embeddings, parse_schedule
 
 SCHEDULE_KEY = "helios_schedule"
 MAX_ROWS = 100  # core's own limit for growing inputs; schedules chain, so a film's rows are unlimited

@@ -18,9 +18,9 @@ from server import PromptServer
 from torch import Tensor
 
 from ..helios_core.errors import HeliosError
-from ..helios_core.seeds import parse_seed_changes
-from ..helios_core.take import Take, TakeChunk, check_name
-from ..helios_core.take_video import PARTIAL_SUFFIX, TakeVideo, VideoSettings, check_audio
+from ..helios_core.take.seed_changes import parse_seed_changes
+from ..helios_core.take.take import Take, TakeChunk, check_name
+from ..helios_core.video.growing import PARTIAL_SUFFIX, TakeVideo, VideoSettings, check_audio
 from .chunks import ChainRun, chunk_inputs, num_chunks_input
 from .events import TakeFeed
 from .files import check_prefix, save_path

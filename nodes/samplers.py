@@ -12,10 +12,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..helios_core.chain import ChunkSampler, check_chain
 from ..helios_core.errors import HeliosError, shortened
-from ..helios_core.guidance import guide_zero_star
-from ..helios_core.history import History
 from ..helios_core.samplers import (
     SOLVERS,
     BaseSampler,
@@ -25,6 +22,9 @@ from ..helios_core.samplers import (
     SchedulerConfig,
     draw_noise,
 )
+from ..helios_core.samplers.guidance import guide_zero_star
+from ..helios_core.take.chunks import ChunkSampler, check_chain
+from ..helios_core.take.history import History
 from .model import HISTORY_KEY, HeliosModel, HeliosSampling
 from .prepared import PREPARED_KEY, PreparedInputs
 

@@ -84,7 +84,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[
 
     Read-only by agreement: a test that damages files copies the folder first.
     """
-    from helios_core.tiny import write_tiny
+    from helios_core.commands.tiny import write_tiny
 
     written: dict[str, Path] = {}
 

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from ..errors import HeliosError, shortened
 from ..settings import read_object
+from ..variants import BASE, DISTILLED, MID, VARIANTS
 from .header import TensorEntry, read_header
 from .mapped import map_file
 
 LONGEST_NAME = 255  # of most file systems
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
-PIPELINE_CLASSES = ("HeliosPipeline", "HeliosPyramidPipeline")
+PIPELINE_CLASSES = {variant.pipeline_class for variant in VARIANTS.values()}
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,13 @@ def open_folder(path: str | Path) -> ReleasedFolder:
             f"{path} holds the model {shortened(name)}, not Helios; use a folder whose model_index.json names "
             "HeliosPipeline or HeliosPyramidPipeline."
         )
-    if name == "HeliosPipeline":
-        variant = "base"
+    if name == BASE.pipeline_class:
+        variant = BASE
     else:
-        variant = "distilled" if index.get("is_distilled") else "mid"
+        variant = DISTILLED if index.get("is_distilled") else MID
     return ReleasedFolder(
         path=path,
-        variant=variant,
+        variant=variant.name,
         transformer=read_json(path / "transformer" / "config.json"),
         scheduler=read_json(path / "scheduler" / "scheduler_config.json"),
         is_cfg_zero_star=bool(index.get("is_cfg_zero_star", False)),

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import HeliosError, shortened
-from ..transformer import HeliosTransformer
-from ..transformer.fp8 import narrowed, use_fp8
+from ..networks.transformer import HeliosTransformer
+from ..networks.transformer.fp8 import narrowed, use_fp8
 from .foreign import recognise, refuse_foreign
 from .quantised import scales, without_companions
 from .source import TransformerSource

@@ -12,21 +12,18 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import HeliosError, shortened
+from ..networks.transformer import TransformerConfig
 from ..settings import parse_object
-from ..tiny import SCHEDULER_CONFIGS
-from ..transformer import TransformerConfig
+from ..variants import VARIANTS
 from .folder import open_folder, read_entries, read_tensors, weight_files
 from .foreign import refuse_foreign
 from .header import Header, TensorEntry, read_header
 from .names import block_number, from_any_layout
 from .quantised import without_companions
 
-VARIANTS = ("base", "mid", "distilled")
 VARIANT_KEY, CONFIG_KEY, SCHEDULER_KEY = "helios.variant", "helios.config", "helios.scheduler"
 # Core's ModelSave writes tensors only: this one carries the metadata above through it.
 INFO_TENSOR = "helios_info"
-# The variant that is released with is_cfg_zero_star.
-ZERO_STAR_VARIANT = "mid"
 RELEASED_DIM, RELEASED_HEAD_DIM = 5120, 128
 
 
@@ -121,8 +118,8 @@ def _from_file(path: Path, variant: str | None) -> TransformerSource:
         files=(path,),
         variant=known,
         config=_stated_config(metadata, path) or derive_config(from_any_layout(shapes), path),
-        scheduler=_json_of(metadata, SCHEDULER_KEY, path) or SCHEDULER_CONFIGS[known],
-        is_cfg_zero_star=known == ZERO_STAR_VARIANT,
+        scheduler=_json_of(metadata, SCHEDULER_KEY, path) or dict(VARIANTS[known].scheduler),
+        is_cfg_zero_star=VARIANTS[known].zero_star,
         metadata=metadata,
     )
 

@@ -8,25 +8,25 @@ import torch
 from torch import Tensor
 
 from ..errors import HeliosError
-from ..history import PIXELS_PER_TOKEN
+from ..variants import BASE, PIXELS_PER_TOKEN
 from .schedule import SchedulerConfig, base_schedule, dynamic_shift
 from .solvers import check_solver, solve
 from .stages import check_steps, token_count
 from .step import OnStep, StepReporter, Velocity
 
-RELEASED_BASE = SchedulerConfig(stages=1, stage_range=(0.0, 1.0), time_shift_type="exponential")
+RELEASED = SchedulerConfig.from_dict(BASE.scheduler)
 
 
 @dataclass(frozen=True)
 class BaseSampler:
     """Settings of the Base sampler; the defaults are the released ones. ``solver`` is ``unipc`` or ``euler``."""
 
-    steps: tuple[int, ...] = (50,)
+    steps: tuple[int, ...] = BASE.steps
     solver: str = "unipc"
-    scheduler: SchedulerConfig = RELEASED_BASE
+    scheduler: SchedulerConfig = RELEASED
 
-    variant = "base"
-    zero_star = False
+    variant = BASE.name
+    zero_star = BASE.zero_star
     size_multiple = PIXELS_PER_TOKEN
 
     def __post_init__(self) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..variants import DISTILLED
 from .schedule import SchedulerConfig, Stage, StepSchedule, dmd_schedule
 from .stages import check_steps, denoise_stages, pyramid_size_multiple
 from .step import OnStep, StepReporter, Velocity, batched
+
+RELEASED = SchedulerConfig.from_dict(DISTILLED.scheduler)
 
 
 @dataclass(frozen=True)
@@ -19,12 +22,12 @@ class DMDSampler:
     ``steps`` per stage; ``amplify_first_chunk`` doubles them in chunk 0.
     """
 
-    steps: tuple[int, ...] = (2, 2, 2)
+    steps: tuple[int, ...] = DISTILLED.steps
     amplify_first_chunk: bool = True
-    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    scheduler: SchedulerConfig = RELEASED
 
-    variant = "distilled"
-    zero_star = False
+    variant = DISTILLED.name
+    zero_star = DISTILLED.zero_star
 
     def __post_init__(self) -> None:
         check_steps(self.steps, self.scheduler.stages)

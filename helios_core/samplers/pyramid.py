@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from ..errors import HeliosError
+from ..variants import MID
 from .schedule import SchedulerConfig, Stage, pyramid_schedule
 from .solvers import check_solver, solve
 from .stages import check_steps, denoise_stages, pyramid_size_multiple
 from .step import OnStep, StepReporter, Velocity
 
-RELEASED_MID = SchedulerConfig(time_shift_type="exponential")
+RELEASED = SchedulerConfig.from_dict(MID.scheduler)
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,14 @@ class PyramidSampler:
     stage 0 a velocity of zero, where guidance is on (DESIGN section 6.7).
     """
 
-    steps: tuple[int, ...] = (20, 20, 20)
+    steps: tuple[int, ...] = MID.steps
     solver: str = "unipc"
-    zero_star: bool = True
+    zero_star: bool = MID.zero_star
     zero_init: bool = True
     zero_steps: int = 1
-    scheduler: SchedulerConfig = RELEASED_MID
+    scheduler: SchedulerConfig = RELEASED
 
-    variant = "mid"
+    variant = MID.name
 
     def __post_init__(self) -> None:
         check_solver(self.solver)

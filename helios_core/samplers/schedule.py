@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -35,7 +36,7 @@ class SchedulerConfig:
     time_shift_type: str = "linear"
 
     @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> SchedulerConfig:
+    def from_dict(cls, config: Mapping[str, Any]) -> SchedulerConfig:
         """Reads a scheduler_config.json."""
         return typed(cls, config, "scheduler_config.json")
 
@@ -46,7 +47,9 @@ class SchedulerConfig:
                 "supported; every released Helios model uses true and 1.0."
             )
         check_range("scheduler config", "num_train_timesteps", self.num_train_timesteps, 1, MOST_TIMESTEPS)
-        bounds = self.stage_range
+        # Equal settings are one value, and so one key in a chunk store, however JSON wrote their numbers.
+        bounds = tuple(map(float, self.stage_range))
+        object.__setattr__(self, "stage_range", bounds)
         if self.stages < 1 or len(bounds) != self.stages + 1:
             raise HeliosError(
                 f"stage_range={shortened(list(bounds))} does not fit stages={shortened(self.stages)}; give stages + 1 "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import HeliosError, shortened
-from ..history import PIXELS_PER_TOKEN
+from ..variants import PIXELS_PER_TOKEN
 from .noise import coarsest, draw_block_noise, moved, upsampled
 from .schedule import SchedulerConfig, Stage, dynamic_shift, stage_tables
 

@@ -6,7 +6,7 @@ from helios_comfy_one_chunk import MODEL, SAMPLE, TINY, graph, latents, models, 
 from safetensors.torch import save_file
 
 from helios_core.checkpoint import from_diffusers
-from helios_core.convert import convert
+from helios_core.commands.convert import convert
 
 RANK, ALPHA = 4, 8.0
 LINEAR = (

@@ -14,8 +14,8 @@ from helios_comfy_graphs import film, node
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from helios_core.store import CHUNK_SUFFIX, FOLDER_NAME
-from helios_core.video import read_video
+from helios_core.take.store import CHUNK_SUFFIX, FOLDER_NAME
+from helios_core.video.writer import read_video
 from helios_setup.errors import PromptRejectedError
 from helios_setup.server import failure, output_files
 

@@ -10,7 +10,7 @@ import pytest
 from helios_tools import frontend as browser
 
 from helios_core.errors import HeliosError
-from helios_core.prompts import PromptSchedule, parse_schedule
+from helios_core.take.prompts import PromptSchedule, parse_schedule
 from helios_setup.paths import PACK_NAME, ROOT
 from helios_setup.server import ComfyServer
 

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from helios_core.checkpoint import from_diffusers
-from helios_core.convert import convert
+from helios_core.commands.convert import convert
 
 
 @pytest.fixture(scope="module")
@@ -160,8 +160,8 @@ def test_umt5_xxl_is_planned_as_cores_clip_loader_reads_it(comfyui_tree, release
     """Names, shapes and types of a full-size conversion against core's own detection, model and tokenizer."""
     import sentencepiece
 
-    from helios_core.convert import plan_text_encoder
-    from helios_core.tiny import text_encoder_shapes
+    from helios_core.commands.convert import plan_text_encoder
+    from helios_core.commands.tiny import text_encoder_shapes
 
     (tmp_path / "model" / "text_encoder").mkdir(parents=True)
     (tmp_path / "model" / "tokenizer").mkdir()
@@ -265,7 +265,7 @@ print(json.dumps({"before": before, "loaded": loaded, "peak": peak[0], "swap": s
 @pytest.mark.slow
 def test_the_whole_model_loads_and_runs_without_a_copy_in_memory(comfyui_tree, tmp_path):
     """28.7 GB of bf16, all zeros and sparse on disk: what is resident and not a page of the file stays small."""
-    from helios_core.transformer import HeliosTransformer
+    from helios_core.networks.transformer import HeliosTransformer
     from helios_setup.paths import ROOT
 
     with torch.device("meta"):

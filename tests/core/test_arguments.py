@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from helios_core.cli import main
+from helios_core.commands.cli import main
 from helios_core.errors import HeliosError
 from helios_core.pipeline import HeliosPipeline, chunk_count
 from helios_core.samplers import BaseSampler, DMDSampler, SchedulerConfig

@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from helios_core.errors import HeliosError
-from helios_core.transformer import HeliosTransformer, attention_backends, choose_attention
-from helios_core.transformer.attention_backends import BACKENDS, sdpa_attention
+from helios_core.networks.transformer import HeliosTransformer, attention_backends, choose_attention
+from helios_core.networks.transformer.attention_backends import BACKENDS, sdpa_attention
 
 ADA, HOPPER, BLACKWELL, CONSUMER_BLACKWELL = (8, 9), (9, 0), (10, 0), (12, 0)
 

@@ -13,10 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from helios_core.checkpoint import from_diffusers, load_transformer, open_transformer
-from helios_core.convert import SLICE, convert
+from helios_core.checkpoint.vae import load_vae
+from helios_core.commands.convert import SLICE, convert
 from helios_core.errors import HeliosError
-from helios_core.transformer import HeliosTransformer
-from helios_core.vae import load_vae
+from helios_core.networks.transformer import HeliosTransformer
 
 SMALL = {"num_attention_heads": 2, "attention_head_dim": 24, "text_dim": 32, "freq_dim": 32, "ffn_dim": 96,
          "rope_dim": (8, 8, 8)}  # fmt: skip
@@ -192,7 +192,7 @@ def test_bad_files_are_named_and_leave_nothing_behind(released, tmp_path, monkey
 
 
 def test_a_result_that_differs_is_noticed(released, tmp_path, monkeypatch):
-    import helios_core.convert as module
+    import helios_core.commands.convert as module
 
     honest = module.write
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from helios_core import download as module
+from helios_core.commands import download as module
 
 COMMIT = "5" * 40
 BIG = "tokenizer/big.bin"

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from helios_core.errors import HeliosError
-from helios_core.history import History
-from helios_core.history_file import load_history, save_history
+from helios_core.take.history import History
+from helios_core.take.history_file import load_history, save_history
 
 
 def history():

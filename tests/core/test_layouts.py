@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from helios_core.checkpoint import from_diffusers, load_transformer, open_transformer, to_diffusers
 from helios_core.checkpoint.source import CONFIG_KEY, INFO_TENSOR, VARIANT_KEY, info_tensor
-from helios_core.convert import convert
+from helios_core.commands.convert import convert
 from helios_core.errors import HeliosError
+from helios_core.networks.transformer import HeliosTransformer, TransformerConfig
 from helios_core.pipeline import HeliosPipeline
-from helios_core.transformer import HeliosTransformer, TransformerConfig
 
 REFERENCE = Path(__file__).with_name("released_transformer.json")
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

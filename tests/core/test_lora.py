@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from helios_core.checkpoint.lora import read_lora
 from helios_core.errors import HeliosError
-from helios_core.lora import read_lora
 
 PARAMETERS = {
     "patch_mid.weight": (48, 16, 2, 4, 4),

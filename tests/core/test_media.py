@@ -4,9 +4,9 @@ import pytest
 import torch
 from diffusers import HeliosPyramidPipeline
 
+from helios_core.checkpoint.vae import load_vae
 from helios_core.errors import HeliosError
-from helios_core.media import NoiseRange, image_history, video_history
-from helios_core.vae import load_vae
+from helios_core.take.reference import NoiseRange, image_history, video_history
 
 WIDTH, HEIGHT = 64, 48
 

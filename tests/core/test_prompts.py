@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from helios_core.errors import HeliosError
-from helios_core.prompts import PromptSchedule, mix_embeddings, parse_schedule
+from helios_core.take.prompts import PromptSchedule, mix_embeddings, parse_schedule
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "prompts" / "interactive.csv"
 

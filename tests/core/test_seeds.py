@@ -3,7 +3,7 @@
 import pytest
 
 from helios_core.errors import HeliosError
-from helios_core.seeds import MAX_SEED, parse_seed_changes, seed_at
+from helios_core.take.seed_changes import MAX_SEED, parse_seed_changes, seed_at
 
 
 @pytest.mark.parametrize(

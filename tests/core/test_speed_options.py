@@ -6,9 +6,9 @@ from torch.nn import functional as F
 
 from helios_core.checkpoint import load_transformer, open_transformer
 from helios_core.errors import HeliosError
+from helios_core.networks.transformer import HeliosTransformer, kernels
+from helios_core.networks.transformer.fp8 import Fp8Linear, check_device, narrowed, use_fp8
 from helios_core.pipeline import HeliosPipeline, check_speed_options
-from helios_core.transformer import HeliosTransformer, kernels
-from helios_core.transformer.fp8 import Fp8Linear, check_device, narrowed, use_fp8
 
 CONFIG = {"num_attention_heads": 4, "text_dim": 32, "ffn_dim": 1024, "num_layers": 3}
 CLIP = {
@@ -163,7 +163,7 @@ def test_fp8_error_is_small():
 
 
 def test_fp8_file_keeps_its_numbers(tmp_path, tiny_folder):
-    from helios_core.convert import convert
+    from helios_core.commands.convert import convert
 
     path = tmp_path / "fp8.safetensors"
     convert(tiny_folder("distilled"), path, "fp8", keep_blocks=0, show_progress=False)

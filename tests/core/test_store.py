@@ -15,15 +15,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from helios_core.cli import main
+from helios_core.commands.cli import main
 from helios_core.errors import HeliosError
-from helios_core.fingerprint import file_fingerprint, fingerprint
-from helios_core.history import History
 from helios_core.pipeline import HeliosPipeline
-from helios_core.store import PART_SUFFIX, ChunkStore, StoredChunk, chunk_key, start_key
-from helios_core.take import Take
-from helios_core.take_video import GrowingVideo, TakeVideo, VideoSettings, check_audio, encode_segment
-from helios_core.video import read_video
+from helios_core.take.fingerprint import file_fingerprint, fingerprint
+from helios_core.take.history import History
+from helios_core.take.store import PART_SUFFIX, ChunkStore, StoredChunk, chunk_key, start_key
+from helios_core.take.take import Take
+from helios_core.video.growing import GrowingVideo, TakeVideo, VideoSettings, check_audio, encode_segment
+from helios_core.video.writer import read_video
 
 SETTINGS = VideoSettings(64, 32)
 PREVIOUS = "0" * 40

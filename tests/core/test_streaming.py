@@ -18,17 +18,17 @@ from safetensors.torch import load_file, save_file
 
 from helios_core.checkpoint import load_transformer, open_transformer, to_diffusers
 from helios_core.checkpoint.source import CONFIG_KEY, VARIANT_KEY
-from helios_core.cli import main
-from helios_core.convert import convert
+from helios_core.checkpoint.streaming import stream as stream_module
+from helios_core.checkpoint.streaming import stream_transformer, streamed_text_encoder
+from helios_core.checkpoint.streaming.buffers import STAGING_BYTES, BlockLayout, Slot
+from helios_core.checkpoint.streaming.stream import THREAD_NAME
+from helios_core.commands.cli import main
+from helios_core.commands.convert import convert
+from helios_core.commands.tiny import TRANSFORMER_CONFIG
 from helios_core.errors import HeliosError
+from helios_core.networks.text import TextEncoder
+from helios_core.networks.transformer import HeliosTransformer
 from helios_core.pipeline import HeliosPipeline
-from helios_core.streaming import stream as stream_module
-from helios_core.streaming import stream_transformer, streamed_text_encoder
-from helios_core.streaming.buffers import STAGING_BYTES, BlockLayout, Slot
-from helios_core.streaming.stream import THREAD_NAME
-from helios_core.text import TextEncoder
-from helios_core.tiny import TRANSFORMER_CONFIG
-from helios_core.transformer import HeliosTransformer
 
 # Odd and more than two: every block passes through either buffer.
 BLOCKS = 5
@@ -333,7 +333,7 @@ import json, sys
 from pathlib import Path
 import torch
 from helios_core.checkpoint import open_transformer
-from helios_core.streaming import stream_transformer
+from helios_core.checkpoint.streaming import stream_transformer
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from helios_core.commands.tiny import write_tiny
 from helios_core.errors import HeliosError
-from helios_core.text import TextEncoder, clean_prompt, load_tokenizer
-from helios_core.tiny import write_tiny
+from helios_core.networks.text import TextEncoder, clean_prompt, load_tokenizer
 
 PROMPTS = Path(__file__).resolve().parents[3] / "shared" / "prompts"
 WRITTEN = [
@@ -128,9 +128,9 @@ def test_truncation_is_reported(folder: Path, caplog: pytest.LogCaptureFixture) 
     prompt = "boat " * 400
     tokens = len(encoder.tokenizer(clean_prompt(prompt)))
     assert tokens > 512
-    with caplog.at_level(logging.WARNING, logger="helios_core.text"):
+    with caplog.at_level(logging.WARNING, logger="helios_core.networks.text"):
         encoder.encode([prompt, "a boat"])
-    assert [record.getMessage() for record in caplog.records if record.name == "helios_core.text"] == [
+    assert [record.getMessage() for record in caplog.records if record.name == "helios_core.networks.text"] == [
         f"The prompt is {tokens} tokens long: its last {tokens - 512} tokens were dropped."
     ]
 

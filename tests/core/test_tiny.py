@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from helios_core import tiny
+from helios_core.commands import tiny
+from helios_core.commands.tiny_shapes import transformer_shapes, vae_shapes
 from helios_core.errors import HeliosError
-from helios_core.tiny_shapes import transformer_shapes, vae_shapes
+from helios_core.variants import VARIANTS
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference"
 
@@ -30,7 +31,7 @@ def reference(name: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     parent = tmp_path_factory.mktemp("tiny")
-    return {variant: tiny.write_tiny(parent / variant, variant) for variant in tiny.VARIANTS}
+    return {variant: tiny.write_tiny(parent / variant, variant) for variant in VARIANTS}
 
 
 def pipeline(folder: Path, variant: str) -> Any:
@@ -73,7 +74,7 @@ def test_vae_names_and_shapes_are_the_released_ones_at_the_released_width() -> N
     assert vae_shapes(96) == {name: tuple(shape) for name, shape in rows.items()}
 
 
-@pytest.mark.parametrize("variant", tiny.VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_configurations_are_the_released_ones(folders: dict[str, Path], variant: str) -> None:
     released = reference(f"configs/{variant}.json")
     scheduler = json.loads((folders[variant] / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
@@ -110,7 +111,7 @@ def test_no_key_is_missing_or_unexpected(folders: dict[str, Path], part: str, li
     assert problems == {}
 
 
-@pytest.mark.parametrize("variant", tiny.VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_diffusers_renders_a_chunk(folders: dict[str, Path], variant: str) -> None:
     pipe = pipeline(folders[variant], variant)
     assert torch.equal(pipe.text_encoder.shared.weight, pipe.text_encoder.encoder.embed_tokens.weight)

@@ -6,7 +6,7 @@ from diffusers import HeliosTransformer3DModel
 
 from helios_core.checkpoint import from_diffusers, to_diffusers
 from helios_core.errors import HeliosError
-from helios_core.transformer import HeliosTransformer
+from helios_core.networks.transformer import HeliosTransformer
 
 CONFIG = {
     "num_attention_heads": 2,

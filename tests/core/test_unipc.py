@@ -6,8 +6,8 @@ import torch
 from diffusers import HeliosScheduler
 
 from helios_core.errors import HeliosError
-from helios_core.guidance import guide_zero_star
 from helios_core.samplers import BaseSampler, PyramidSampler, SchedulerConfig
+from helios_core.samplers.guidance import guide_zero_star
 from helios_core.samplers.schedule import base_schedule, pyramid_schedule, stage_tables
 from helios_core.samplers.solvers import solve
 

@@ -27,14 +27,14 @@ from safetensors.torch import load_file, save
 
 from helios_core.checkpoint import load_transformer, open_transformer
 from helios_core.checkpoint.folder import weight_files
+from helios_core.checkpoint.lora import read_lora
 from helios_core.checkpoint.mapped import map_file
 from helios_core.checkpoint.umt5 import umt5_config
+from helios_core.checkpoint.vae import load_vae
+from helios_core.commands.tiny import TRANSFORMER_CONFIG
 from helios_core.errors import HeliosError
-from helios_core.lora import read_lora
+from helios_core.networks.text import TextEncoder, load_tokenizer
 from helios_core.pipeline import HeliosPipeline
-from helios_core.text import TextEncoder, load_tokenizer
-from helios_core.tiny import TRANSFORMER_CONFIG
-from helios_core.vae.loading import load_vae
 
 SMALL = save(
     {"a": torch.arange(6.0).reshape(2, 3), "b": torch.arange(4, dtype=torch.int64), "c": torch.ones(3).half(),

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from helios_core.history import History
-from helios_core.history_file import save_history
+from helios_core.take.history import History
+from helios_core.take.history_file import save_history
 from helios_setup.server import failure
 
 

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 
-from helios_core.history import History
-from helios_core.history_file import save_history
-from helios_core.tiny import TRANSFORMER_CONFIG
+from helios_core.commands.tiny import TRANSFORMER_CONFIG
+from helios_core.take.history import History
+from helios_core.take.history_file import save_history
 
 NAME = "crafted.safetensors"
 # Kind of file -> folder below the base directory.

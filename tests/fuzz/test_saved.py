@@ -30,13 +30,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from helios_core.errors import HeliosError
-from helios_core.fingerprint import fingerprint
-from helios_core.history import CUDA_STATE_BYTES, History
-from helios_core.history_file import load_history, save_history
-from helios_core.store import ChunkStore, StoredChunk
-from helios_core.take import Take, check_name
-from helios_core.take_video import GrowingVideo, VideoSettings, encode_segment
-from helios_core.video import read_video
+from helios_core.take.fingerprint import fingerprint
+from helios_core.take.history import CUDA_STATE_BYTES, History
+from helios_core.take.history_file import load_history, save_history
+from helios_core.take.store import ChunkStore, StoredChunk
+from helios_core.take.take import Take, check_name
+from helios_core.video.growing import GrowingVideo, VideoSettings, encode_segment
+from helios_core.video.writer import read_video
 
 KEY, PREVIOUS = "a" * 40, "b" * 40
 SETTINGS = VideoSettings(16, 16)

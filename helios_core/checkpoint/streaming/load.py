@@ -1,0 +1,69 @@
+"""Builds a streamed transformer from any checkpoint that the loader knows."""
+
+from __future__ import annotations
+
+import torch
+
+from ...errors import HeliosError
+from ..load import check_state_dict, place
+from ..quantised import scales, without_companions
+from ..source import TransformerSource
+from .buffers import BlockLayout
+from .sources import BlockSource, DiskBlocks, PinnedBlocks, Stored
+from .stream import BlockStream
+from .transformer import StreamedTransformer
+
+OFFLOADS = ("disk", "cpu")
+
+
+def check_offload(offload: str | None) -> None:
+    """Refuses a mode that does not exist.
+
+    Raises:
+        HeliosError: neither one of ``OFFLOADS`` nor None.
+    """
+    if offload is not None and offload not in OFFLOADS:
+        raise HeliosError(f"offload={offload!r} is unknown; use 'disk', 'cpu' or None.")
+
+
+def stream_transformer(
+    source: TransformerSource,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    offload: str = "disk",
+) -> StreamedTransformer:
+    """The transformer with all but its blocks on ``device``.
+
+    ``disk`` reads blocks from the file at every step; ``cpu`` holds them in host memory.
+
+    Raises:
+        HeliosError: an unknown mode; missing, extra or misshaped tensors; a damaged file; too little host memory.
+    """
+    check_offload(offload)
+    device = torch.device(device)
+    with torch.device("meta"):
+        model = StreamedTransformer(**source.config.to_dict(), dtype=dtype)
+    state = source.state_dict()
+    check_state_dict(model, state, source.path)
+    factors = scales(state, source.metadata, source.path)
+    resident = {
+        key: place(key, tensor, dtype, device, factors.get(key))
+        for key, tensor in without_companions(state).items()
+        if not key.startswith("blocks.")
+    }
+    model.load_state_dict(resident, assign=True, strict=False)
+    entries = source.entries()
+    template = model.blocks[0]
+    disk = DiskBlocks(
+        [
+            {
+                name: Stored(*entries[key], None if key not in factors else float(factors[key]))
+                for name, key in ((name, f"blocks.{index}.{name}") for name, _ in template.named_parameters())
+            }
+            for index in range(len(model.blocks))
+        ]
+    )
+    layout = BlockLayout.of(template, dtype)
+    blocks: BlockSource = disk if offload == "disk" else PinnedBlocks(disk, layout, device)
+    model.stream = BlockStream(blocks, template, len(model.blocks), layout, device)
+    return model.requires_grad_(False).eval()  # type: ignore[return-value]

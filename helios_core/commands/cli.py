@@ -1,0 +1,217 @@
+"""Command line: ``python -m helios_core generate``, ``store`` and ``tiny``."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint.streaming import OFFLOADS
+from ..errors import HeliosError, shortened
+from ..networks.transformer import ATTENTION_NAMES
+from ..pipeline import HeliosPipeline, chunk_count
+from ..take.chunks import MOST_CHUNKS
+from ..take.progress import TerminalBar
+from ..take.reference import frames_to_uint8
+from ..take.seed_changes import MAX_SEED
+from ..take.store import CHUNK_SUFFIX, FOLDER_NAME, ChunkStore
+from ..take.take import Take
+from ..variants import CHUNK_FRAMES, DEFAULT, VARIANTS
+from ..video.growing import PARTIAL_SUFFIX, TakeVideo, VideoSettings
+from ..video.writer import VideoWriter, check_video_options
+from . import convert, download
+from .tiny import write_tiny
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LONGEST_SECONDS = MOST_CHUNKS * CHUNK_FRAMES  # at one frame a second
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; a HeliosError becomes one line on standard error and exit code 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except HeliosError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def generate(options: argparse.Namespace) -> None:
+    """Writes a clip chunk by chunk."""
+    if options.model is None:
+        with tempfile.TemporaryDirectory() as folder:
+            print("No --model given: using helios-tiny, random weights that make abstract noise, not video.")
+            _generate(options, write_tiny(Path(folder) / "helios-tiny"))
+    else:
+        _generate(options, options.model)
+
+
+def _generate(options: argparse.Namespace, model: Path) -> None:
+    check_video_options(options.width, options.height, options.fps, "h264", options.crf)
+    if not 0 < options.seconds <= LONGEST_SECONDS:
+        raise HeliosError(f"--seconds {options.seconds} must be a length above 0, at most {LONGEST_SECONDS}.")
+    if not 0 <= options.seed <= MAX_SEED:
+        raise HeliosError(f"--seed {shortened(options.seed)} must be 0 to {MAX_SEED}.")
+    frames = math.ceil(options.seconds * options.fps)
+    (_write_clip if options.take is None else _write_take)(options, model, frames)
+    count = chunk_count(frames) * CHUNK_FRAMES
+    print(f"{options.output}: {count} frames, {options.fps} fps, {count / options.fps:.2f} s")
+
+
+def _write_clip(options: argparse.Namespace, model: Path, frames: int) -> None:
+    # Opened first: a path that cannot be written must fail before anything is computed.
+    with VideoWriter(options.output, options.width, options.height, fps=options.fps, crf=options.crf) as writer:
+        pipeline = _pipeline(options, model)
+        with TerminalBar(pipeline.steps_per_chunk(frames, **_sampling(options)), options.fps) as bar:
+            for chunk in pipeline.stream(**_request(options, frames), on_step=bar.on_step):
+                writer.write(chunk.frames[0])
+                bar.chunk_finished()
+
+
+def _write_take(options: argparse.Namespace, model: Path, frames: int) -> None:
+    """Keeps finished chunks in a store, and while rendering a playable file of them beside the output."""
+    store = ChunkStore(options.store or options.output.parent / FOLDER_NAME)
+    settings = VideoSettings(options.width, options.height, options.fps, crf=options.crf)
+    shown = {name: getattr(options, name) for name in ("prompt", "negative_prompt", "seed", "width", "height")}
+    growing = options.output.with_name(options.output.stem + PARTIAL_SUFFIX)
+    with Take(store, options.take, shown, resume=not options.no_resume) as take:
+        pipeline = _pipeline(options, model)
+        vae = pipeline.fingerprint("vae")
+        steps = pipeline.steps_per_chunk(frames, **_sampling(options))
+        with (
+            TakeVideo(growing, settings, store, vae, take.resume, take.in_video) as video,
+            TerminalBar(steps, options.fps) as bar,
+        ):
+            request = _request(options, frames)
+            for chunk in pipeline.stream(**request, on_step=bar.on_step, output_type="latent", take=take):
+                if chunk.reused:
+                    bar.chunk_reused()
+                bar.at("decoding")
+                video.add(chunk.key, partial(_decoded, pipeline, chunk.latents))
+                bar.chunk_finished()
+            take.end("finished", video.finish(lambda finished: finished.replace(options.output)))
+
+
+def _decoded(pipeline: HeliosPipeline, latents: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return frames_to_uint8(pipeline.decode(latents))
+
+
+def _pipeline(options: argparse.Namespace, model: Path) -> HeliosPipeline:
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = DTYPES[options.dtype or _default_dtype(device)]
+    return HeliosPipeline.from_pretrained(
+        model,
+        dtype,
+        device,
+        offload=options.offload,
+        attention=options.attention,
+        fp8_matmul=options.fp8_matmul,
+        compile=options.compile,
+        cuda_graphs=options.cuda_graphs,
+    )
+
+
+def _request(options: argparse.Namespace, frames: int) -> dict[str, Any]:
+    """The pipeline's keywords."""
+    return {
+        "prompt": options.prompt,
+        "negative_prompt": options.negative_prompt,
+        "width": options.width,
+        "height": options.height,
+        "num_frames": frames,
+        **_sampling(options),
+        "guidance_scale": options.guidance,
+        "generator": torch.Generator("cpu").manual_seed(options.seed),
+    }
+
+
+def _store(options: argparse.Namespace) -> None:
+    """Shows what a store holds, or empties it."""
+    store = ChunkStore(options.folder)
+    if not options.folder.is_dir():
+        raise HeliosError(f"--folder {options.folder} does not exist; give a {FOLDER_NAME} folder.")
+    if options.clear:
+        print(f"{options.folder}: {_gib(store.clear())} freed")
+        return
+    files = store.files()
+    chunks = sum(path.name.endswith(CHUNK_SUFFIX) for path, _ in files)
+    print(f"{options.folder}: {chunks} chunks, {_gib(store.size())}")
+    for take in store.manifests():
+        done = sum(chunk["in_video"] for chunk in take["chunks"])
+        print(f"  {take['take']}: {done} chunks in {take['video']}, {take['status']}, {take['updated']}")
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def _sampling(options: argparse.Namespace) -> dict[str, Any]:
+    """--steps means one number for Base and one per stage for the others."""
+    if options.steps is None:
+        return {}
+    return {"num_inference_steps": options.steps[0], "pyramid_num_inference_steps_list": options.steps}
+
+
+def _default_dtype(device: str) -> str:
+    return "float32" if device == "cpu" else "bfloat16"
+
+
+def _tiny(options: argparse.Namespace) -> None:
+    print(write_tiny(options.output, options.variant))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m helios_core", description="Helios video generation")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("generate", help="make a video from a prompt")
+    command.add_argument("--model", type=Path, help="released Helios folder (default: helios-tiny, random weights)")
+    command.add_argument("--prompt", required=True)
+    command.add_argument("--negative-prompt")
+    command.add_argument("--seconds", type=float, default=5.0, help="length, rounded up to whole chunks of 33 frames")
+    command.add_argument("--output", type=Path, default=Path("helios.mp4"))
+    command.add_argument("--width", type=int, default=640, help="pixels, divisible by 64")
+    command.add_argument("--height", type=int, default=384, help="pixels, divisible by 64")
+    command.add_argument("--fps", type=int, default=24)
+    command.add_argument("--crf", type=int, default=18, help="h264 quality, lower is better")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--steps", type=int, nargs="+", help="steps per stage (default: the variant's)")
+    command.add_argument("--guidance", type=float, help="guidance scale (default: the variant's)")
+    command.add_argument("--device", help="cuda, cpu, mps (default: cuda where there is one)")
+    command.add_argument("--dtype", choices=DTYPES, help="default: bfloat16, float32 on cpu")
+    command.add_argument(
+        "--offload", choices=OFFLOADS, help="small device memory: blocks come from the file, or from host memory"
+    )
+    command.add_argument("--attention", choices=ATTENTION_NAMES, default="auto", help="attention kernels")
+    command.add_argument("--fp8-matmul", action="store_true", help="8-bit matrix products: smaller, not the same video")
+    command.add_argument("--compile", action="store_true", help="torch.compile; the first chunk takes longer")
+    command.add_argument("--cuda-graphs", action="store_true", help="record the network once and replay it")
+    command.add_argument("--take", help="keep finished chunks under this name; run again to go on where it stopped")
+    command.add_argument("--store", type=Path, help=f"folder of chunks (default: {FOLDER_NAME} beside --output)")
+    command.add_argument("--no-resume", action="store_true", help="with --take: make every chunk anew")
+    command.set_defaults(run=generate)
+
+    command = commands.add_parser("store", help="show or empty a folder of finished chunks")
+    command.add_argument("--folder", type=Path, default=Path(FOLDER_NAME))
+    command.add_argument("--clear", action="store_true", help="remove every chunk in it")
+    command.set_defaults(run=_store)
+
+    command = commands.add_parser("tiny", help="write helios-tiny, random weights in the released layout")
+    command.add_argument("--variant", choices=VARIANTS, default=DEFAULT.name)
+    command.add_argument("--output", type=Path, required=True)
+    command.set_defaults(run=_tiny)
+    convert.add_command(commands)
+    download.add_command(commands)
+    return parser

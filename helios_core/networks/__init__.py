@@ -1,0 +1,1 @@
+"""The networks as modules: transformer, VAE, text encoder. They read no files."""

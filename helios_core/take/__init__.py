@@ -1,0 +1,1 @@
+"""A take: one complete render, from the history it starts with to its chunks on disk."""

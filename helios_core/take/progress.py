@@ -1,0 +1,127 @@
+"""Progress of a render: numbers for any front end, and a bar for the terminal."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from tqdm import tqdm
+
+from ..samplers import OnStep, Progress
+from ..variants import CHUNK_FRAMES
+
+
+@dataclass
+class RenderProgress:
+    """Counts steps over all chunks and estimates the time left from the steps taken so far.
+
+    ``steps_per_chunk`` lists the network steps of every chunk of the render, ``fps`` is the film's frame rate.
+    Chunks from the store count as film, not as work.
+    """
+
+    steps_per_chunk: list[int]
+    fps: float = 24
+    started: float = field(default_factory=time.monotonic)
+    steps_done: int = 0
+    steps_reused: int = 0
+    chunks_done: int = 0
+    chunks_reused: int = 0
+
+    @property
+    def total_steps(self) -> int:
+        return sum(self.steps_per_chunk)
+
+    @property
+    def position(self) -> int:
+        """Steps of the render that lie behind, made or reused."""
+        return self.steps_done + self.steps_reused
+
+    @property
+    def frames_per_second(self) -> float:
+        """Finished frames per second since the start."""
+        made = self.chunks_done - self.chunks_reused
+        return made * CHUNK_FRAMES / max(time.monotonic() - self.started, 1e-6)
+
+    @property
+    def film_seconds(self) -> float:
+        """Length of what is finished."""
+        return self.chunks_done * CHUNK_FRAMES / self.fps
+
+    @property
+    def seconds_left(self) -> float | None:
+        """None until the first step is done."""
+        if not self.steps_done:
+            return None
+        elapsed = time.monotonic() - self.started
+        return elapsed / self.steps_done * (self.total_steps - self.position)
+
+    def step(self) -> None:
+        self.steps_done += 1
+
+    def chunk(self) -> None:
+        self.chunks_done += 1
+
+    def reuse(self) -> None:
+        """The next chunk comes from the store."""
+        self.steps_reused += self.steps_per_chunk[self.chunks_done]
+        self.chunks_reused += 1
+
+    def numbers(self) -> dict[str, float | None]:
+        """``film_seconds``, ``fps`` and ``seconds_left`` as of now, for front ends that show them in their own way."""
+        left = self.seconds_left
+        return {
+            "film_seconds": round(self.film_seconds, 3),
+            "fps": round(self.frames_per_second, 3),
+            "seconds_left": None if left is None else round(left, 1),
+        }
+
+    def text(self, position: str) -> str:
+        """One line: chunk i of n, what it is at, speed, time left, film so far."""
+        chunks, left = len(self.steps_per_chunk), self.seconds_left
+        return (
+            f"chunk {min(self.chunks_done + 1, chunks)}/{chunks} {position}, {self.frames_per_second:.2f} fps, "
+            f"{'?' if left is None else tqdm.format_interval(left)} left, {self.film_seconds:.1f} s of film"
+        )
+
+
+class TerminalBar:
+    """Shows :meth:`RenderProgress.text` on standard error."""
+
+    def __init__(self, steps_per_chunk: list[int], fps: float = 24):
+        self._progress = RenderProgress(steps_per_chunk, fps)
+        self._bar = tqdm(total=self._progress.total_steps, unit="step", bar_format="{l_bar}{bar}| {postfix}")
+        self._position = "starting"
+        self._show()
+
+    def __enter__(self) -> TerminalBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def on_step(self, _chunk: int) -> OnStep:
+        """The step callback of any chunk."""
+
+        def report(step: Progress) -> None:
+            self._progress.step()
+            self._bar.update()
+            self.at(f"stage {step.stage} step {step.step}/{step.total}")
+
+        return report
+
+    def at(self, position: str) -> None:
+        """Shows what the chunk is at."""
+        self._position = position
+        self._show()
+
+    def chunk_reused(self) -> None:
+        """The next chunk comes from the store."""
+        self._bar.update(self._progress.steps_per_chunk[self._progress.chunks_done])
+        self._progress.reuse()
+
+    def chunk_finished(self) -> None:
+        self._progress.chunk()
+        self._show()
+
+    def _show(self) -> None:
+        self._bar.set_postfix_str(self._progress.text(self._position))

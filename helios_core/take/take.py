@@ -1,0 +1,144 @@
+"""A take: one complete render, chunk after chunk, each from the store or made now and kept there."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import HeliosError, shortened
+from .history import History
+from .store import TAKE_FORMAT, ChunkStore, StoredChunk, chunk_key
+
+VERSION = 1
+MAX_NAME = 100
+_NAME = re.compile(r"[\w\-. ]+")
+
+
+def check_name(name: str) -> str:
+    """A take's name, which becomes a file's name.
+
+    Raises:
+        HeliosError: empty, too long, or with characters that could leave the folder.
+    """
+    if not _NAME.fullmatch(name) or name.strip(" .") != name or len(name) > MAX_NAME:
+        raise HeliosError(
+            f"take {shortened(name)} is not a usable name; use up to {MAX_NAME} letters, digits, dots, spaces, '-' "
+            "and '_'."
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class TakeChunk:
+    """A chunk of a running take; ``reused`` where the store had it."""
+
+    key: str
+    chunk: StoredChunk
+    reused: bool
+
+
+class Take:
+    """Keeps every finished chunk in the store, and a manifest that tells people what the take consists of.
+
+    Args:
+        name: of the manifest, ``takes/<name>.json``.
+        settings: shown in the manifest: prompts, seed, size.
+        resume: False makes every chunk anew; the results are kept all the same.
+    """
+
+    def __init__(self, store: ChunkStore, name: str, settings: Mapping[str, Any], resume: bool = True):
+        self.store, self.name, self.resume = store, check_name(name), resume
+        self._lock = threading.Lock()  # the video's thread reports here too
+        self._chunks: list[dict[str, Any]] = []
+        self._manifest = {
+            "format": TAKE_FORMAT,
+            "version": VERSION,
+            "take": name,
+            "started": _now(),
+            "status": "running",
+            "settings": dict(settings),
+            "video": None,
+            "chunks": self._chunks,
+        }
+        store.prepare()
+
+    def chunk(self, index: int, key: str, previous_key: str, make: Callable[[], StoredChunk]) -> TakeChunk:
+        """The chunk of ``key``: from the store, or made by ``make`` and kept before this returns."""
+        stored = self.store.get_chunk(key) if self.resume else None
+        reused = stored is not None
+        if stored is None:
+            stored = make()
+            self.store.put_chunk(key, previous_key, stored)
+        self.store.touch(entry["key"] for entry in self._chunks)
+        entry = {"chunk": index, "key": key, "file": self.store.chunk_file(key).name, "reused": reused}
+        with self._lock:
+            self._chunks.append({**entry, "at": _now(), "in_video": False})
+            self._write()
+        return TakeChunk(key, stored, reused)
+
+    def in_video(self, position: int, video: Path) -> None:
+        """Notes that the take's chunk number ``position``, counted from 0, is in ``video`` on disk."""
+        with self._lock:
+            self._chunks[position]["in_video"] = True
+            self._manifest["video"] = str(video)
+            self._write()
+
+    def __enter__(self) -> Take:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        """Notes how the render ended."""
+        status = "finished" if error is None else f"failed: {error}"
+        if error is not None and not isinstance(error, Exception):
+            status = "interrupted"
+        with contextlib.suppress(HeliosError):  # the disk may be what failed
+            self.end(status)
+
+    def end(self, status: str, video: Path | None = None) -> None:
+        """Notes how the take ended: ``finished``, ``interrupted`` or an error's sentence."""
+        with self._lock:
+            self._manifest["status"] = status
+            if video is not None:
+                self._manifest["video"] = str(video)
+            self._write()
+
+    def _write(self) -> None:
+        self._manifest["updated"] = _now()
+        self.store.write_manifest(self.name, self._manifest)
+
+
+class KeyedChunks:
+    """Names the chunks of one chain, each by the one before and by what else determines it.
+
+    ``key`` and ``reused`` are those of the last chunk.
+    """
+
+    def __init__(self, take: Take):
+        self._take = take
+        self.key = ""
+        self.reused = False
+
+    def begin(self, start: str, determined_by: Callable[[History], Mapping[str, Any]]) -> None:
+        """``start``: the key before the first chunk (``store.start_key``); ``determined_by``: given the history
+        before a chunk, everything else its content depends on."""
+        self.key, self._determined_by = start, determined_by
+
+    def __call__(self, history: History, sample: Callable[[], tuple[Tensor, History]]) -> tuple[Tensor, History]:
+        """The next chunk's latents and the history after it, from the store or by ``sample``."""
+        previous, self.key = self.key, chunk_key(self.key, **self._determined_by(history))
+        found = self._take.chunk(history.chunk, self.key, previous, lambda: StoredChunk(*sample()))
+        self.reused = found.reused
+        return found.chunk.latents, found.chunk.history
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -1,0 +1,1 @@
+"""Video files: written at once, or growing chunk by chunk."""
