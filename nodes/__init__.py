@@ -3,18 +3,18 @@
 from comfy_api.latest import ComfyExtension, io
 from server import PromptServer
 
+from .adapters.sockets import checked
 from .chunks import HeliosChunkChain, HeliosDecode, HeliosSampleChunk
 from .download import HeliosDownloadModel
 from .history import HeliosApplyHistory, HeliosEmptyHistory
 from .history_files import HeliosLoadHistory, HeliosSaveHistory
+from .live.routes import register_routes
 from .loaders import HeliosModelLoader, HeliosTextEncoderLoader, HeliosVAELoader
 from .lora import HeliosLoraLoader
-from .media import HeliosImageHistory, HeliosVideoHistory
 from .prompts import HeliosPromptSchedule, HeliosPromptScheduleText
+from .reference_histories import HeliosImageHistory, HeliosVideoHistory
 from .render import HeliosRenderVideo
-from .routes import register_routes
 from .samplers import HeliosBaseSampler, HeliosDMDSampler, HeliosPyramidSampler
-from .sockets import checked
 
 
 class HeliosExtension(ComfyExtension):

@@ -21,15 +21,15 @@ from ..helios_core.take.progress import RenderProgress
 from ..helios_core.take.seed_changes import SeedChanges, parse_seed_changes, seed_at
 from ..helios_core.take.take import Take, check_name
 from ..helios_core.variants import CHUNK_LATENT_FRAMES, LATENT_CHANNELS
-from .events import TakeFeed, watched
+from .adapters.model import HISTORY_KEY
+from .adapters.prepared import PREPARED_KEY, PreparedInputs
+from .adapters.sockets import Least, check_text
+from .adapters.takes import Chain, manifest_settings, output_store, seed_changes_input, take_input
 from .history import HistoryType, seed_input
-from .model import HISTORY_KEY
-from .prepared import PREPARED_KEY, PreparedInputs
+from .live.events import TakeFeed, watched
+from .live.thumbnails import latent_thumbnail
 from .prompts import conditioning_at, schedule_of
 from .samplers import HeliosSampler, check_model
-from .sockets import Least, check_text
-from .takes import Chain, manifest_settings, output_store, seed_changes_input, take_input
-from .thumbnails import latent_thumbnail
 
 FILM_FPS = 24.0
 

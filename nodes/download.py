@@ -9,7 +9,7 @@ from comfy_api.latest import ComfyAPISync, io, ui
 
 from ..helios_core.commands.download import download
 from ..helios_core.variants import DEFAULT, VARIANTS
-from .files import diffusers_folder, installed_folders
+from .adapters.model_files import diffusers_folder, installed_folders
 
 # More would make the progress bar the slowest part of a fast download.
 SMALLEST_STEP = 1 / 500

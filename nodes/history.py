@@ -6,7 +6,7 @@ import node_helpers
 from comfy_api.latest import io
 
 from ..helios_core.take.history import History
-from .model import HISTORY_KEY
+from .adapters.model import HISTORY_KEY
 
 HistoryType = io.Custom("HELIOS_HISTORY")
 

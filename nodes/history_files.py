@@ -10,9 +10,9 @@ from comfy_api.latest import io, ui
 from ..helios_core.errors import HeliosError, shortened
 from ..helios_core.take.history import History
 from ..helios_core.take.history_file import load_history, save_history
-from .files import check_prefix, save_path
+from .adapters.model_files import check_prefix, save_path
+from .adapters.sockets import check_text
 from .history import HistoryType
-from .sockets import check_text
 
 SUFFIX = ".safetensors"
 SUBFOLDER = "helios_history"

@@ -7,10 +7,10 @@ from comfy.ldm.modules.attention import REGISTERED_ATTENTION_FUNCTIONS
 from comfy_api.latest import io
 
 from ..helios_core.variants import VARIANTS
-from .files import check_installed, choices, default_choice, resolve
-from .model import load_helios_model
-from .text_encoder import load_text_encoder
-from .vae import load_vae
+from .adapters.model import load_helios_model
+from .adapters.model_files import check_installed, choices, default_choice, resolve
+from .adapters.text_encoder import load_text_encoder
+from .adapters.vae import load_vae
 
 WEIGHT_DTYPES = {
     "default": None,

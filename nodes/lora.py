@@ -14,8 +14,8 @@ from comfy_api.latest import io
 from ..helios_core.checkpoint.lora import LoraFile, read_lora
 from ..helios_core.errors import HeliosError
 from ..helios_core.networks.transformer import HeliosTransformer
-from .model import HeliosModel
-from .sockets import Least
+from .adapters.model import HeliosModel
+from .adapters.sockets import Least
 
 LORAS = "loras"
 KEYS_SHOWN = 20

@@ -21,13 +21,13 @@ from ..helios_core.errors import HeliosError
 from ..helios_core.take.seed_changes import parse_seed_changes
 from ..helios_core.take.take import Take, TakeChunk, check_name
 from ..helios_core.video.growing import PARTIAL_SUFFIX, TakeVideo, VideoSettings, check_audio
+from .adapters.identity import vae_identity
+from .adapters.model_files import check_prefix, save_path
+from .adapters.sockets import Least, check_text
+from .adapters.takes import Chain, manifest_settings, output_store, seed_changes_input, take_input
 from .chunks import ChainRun, chunk_inputs, num_chunks_input
-from .events import TakeFeed
-from .files import check_prefix, save_path
 from .history import HistoryType
-from .identity import vae_identity
-from .sockets import Least, check_text
-from .takes import Chain, manifest_settings, output_store, seed_changes_input, take_input
+from .live.events import TakeFeed
 
 CODECS = ("h264", "hevc")
 MAX_TRIES = 1000

@@ -25,8 +25,8 @@ from ..helios_core.samplers import (
 from ..helios_core.samplers.guidance import guide_zero_star
 from ..helios_core.take.chunks import ChunkSampler, check_chain
 from ..helios_core.take.history import History
-from .model import HISTORY_KEY, HeliosModel, HeliosSampling
-from .prepared import PREPARED_KEY, PreparedInputs
+from .adapters.model import HISTORY_KEY, HeliosModel, HeliosSampling
+from .adapters.prepared import PREPARED_KEY, PreparedInputs
 
 # Denoising sigma is the timestep in thousandths, for core's time ranges and patches.
 TIMESTEPS = 1000.0

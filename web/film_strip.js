@@ -1,5 +1,5 @@
 // Film strip of Helios Chunk Chain and Helios Render Video: shows the take that the node renders, chunk by chunk.
-// Events and routes are documented in nodes/events.py and nodes/routes.py.
+// Events and routes are documented in nodes/live/events.py and nodes/live/routes.py.
 
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'

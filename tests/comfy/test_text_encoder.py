@@ -31,7 +31,7 @@ spec = importlib.util.spec_from_file_location("helios_pack", Path(pack) / "__ini
 module = importlib.util.module_from_spec(spec)
 sys.modules["helios_pack"] = module
 spec.loader.exec_module(module)
-from helios_pack.nodes.text_encoder import load_text_encoder
+from helios_pack.nodes.adapters.text_encoder import load_text_encoder
 from safetensors.torch import save_file
 clip = load_text_encoder(folder)
 encoded = {str(i): clip.encode_from_tokens(clip.tokenize(p)) for i, p in enumerate(json.loads(prompts))}

@@ -250,7 +250,7 @@ def watch():
 with torch.inference_mode():
     before = status("RssAnon")
     threading.Thread(target=watch, daemon=True).start()
-    patcher = sys.modules["helios_pack.nodes.model"].load_helios_model(file)
+    patcher = sys.modules["helios_pack.nodes.adapters.model"].load_helios_model(file)
     comfy.model_management.load_models_gpu([patcher])
     loaded = peak[0]
     history = {"history_short": torch.zeros(1, 16, 2, 2, 2), "history_mid": torch.zeros(1, 16, 2, 2, 2),

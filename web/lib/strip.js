@@ -2,7 +2,7 @@
 // takes come from and what its buttons do is the business of film_strip.js.
 
 /**
- * One chunk that is no longer waiting; see ChunkState in nodes/events.py.
+ * One chunk that is no longer waiting; see ChunkState in nodes/live/events.py.
  * @typedef {object} ChunkState
  * @property {number} chunk
  * @property {'sampling' | 'decoding' | 'finished'} state
@@ -14,7 +14,7 @@
  * @property {boolean} video
  */
 /**
- * A take at one moment; see TakeState in nodes/events.py.
+ * A take at one moment; see TakeState in nodes/live/events.py.
  * @typedef {object} TakeState
  * @property {string} id
  * @property {string} node

@@ -12,11 +12,11 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..helios_core.checkpoint.folder import weight_files
-from ..helios_core.checkpoint.header import read_header
-from ..helios_core.checkpoint.load import check_state_dict
-from ..helios_core.checkpoint.vae_names import native_vae
-from ..helios_core.networks.vae import VAEConfig, WanVAE
+from ...helios_core.checkpoint.folder import weight_files
+from ...helios_core.checkpoint.header import read_header
+from ...helios_core.checkpoint.load import check_state_dict
+from ...helios_core.checkpoint.vae_names import native_vae
+from ...helios_core.networks.vae import VAEConfig, WanVAE
 
 # Of the device's memory, for one pass: a larger one would push the transformer out. On a CPU passes of 1, 3 and 9
 # latents take 10.9, 10.9 and 12.3 s (base_dim 32, 320x192); not measured on a GPU.

@@ -22,20 +22,20 @@ import torch
 from comfy.ldm.modules.attention import get_attention_function, optimized_attention
 from torch import Tensor
 
-from ..helios_core.checkpoint.header import read_header
-from ..helios_core.checkpoint.load import check_state_dict, keeps_float32, place
-from ..helios_core.checkpoint.mapped import map_file
-from ..helios_core.checkpoint.source import (
+from ...helios_core.checkpoint.header import read_header
+from ...helios_core.checkpoint.load import check_state_dict, keeps_float32, place
+from ...helios_core.checkpoint.mapped import map_file
+from ...helios_core.checkpoint.source import (
     INFO_TENSOR,
     TransformerSource,
     info_tensor,
     open_transformer,
     transformer_tensors,
 )
-from ..helios_core.errors import HeliosError
-from ..helios_core.networks.transformer import HeliosTransformer, TransformerConfig
-from ..helios_core.take.history import History
-from ..helios_core.variants import CHUNK_LATENT_FRAMES
+from ...helios_core.errors import HeliosError
+from ...helios_core.networks.transformer import HeliosTransformer, TransformerConfig
+from ...helios_core.take.history import History
+from ...helios_core.variants import CHUNK_LATENT_FRAMES
 from .prepared import PREPARED_KEY, PreparedInputs
 
 # Core's own figure for Wan, whose blocks these are: activation memory in proportion to the width.

@@ -12,13 +12,13 @@ import folder_paths
 from comfy.cli_args import args
 from comfy_api.latest import io
 
-from ..helios_core.errors import HeliosError
-from ..helios_core.take.history import History
-from ..helios_core.take.seed_changes import SeedChanges, seed_at
-from ..helios_core.take.store import DEFAULT_MAX_BYTES, FOLDER_NAME, ChunkStore, StoredChunk, chunk_key, start_key
-from ..helios_core.take.take import Take, TakeChunk
+from ...helios_core.errors import HeliosError
+from ...helios_core.take.history import History
+from ...helios_core.take.seed_changes import SeedChanges, seed_at
+from ...helios_core.take.store import DEFAULT_MAX_BYTES, FOLDER_NAME, ChunkStore, StoredChunk, chunk_key, start_key
+from ...helios_core.take.take import Take, TakeChunk
+from ..prompts import conditioning_at
 from .identity import conditioning_identity, model_identity, sampler_identity
-from .prompts import conditioning_at
 
 LIMIT_VARIABLE = "HELIOS_STORE_GIB"
 

@@ -22,11 +22,11 @@ from typing import Any, Literal
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ..helios_core.take.history import History
-from ..helios_core.take.progress import RenderProgress
-from ..helios_core.take.seed_changes import SeedChanges
-from ..helios_core.take.store import ChunkStore
-from ..helios_core.variants import CHUNK_FRAMES
+from ...helios_core.take.history import History
+from ...helios_core.take.progress import RenderProgress
+from ...helios_core.take.seed_changes import SeedChanges
+from ...helios_core.take.store import ChunkStore
+from ...helios_core.variants import CHUNK_FRAMES
 from .prompt_rows import prompt_rows
 
 EVENT, VERSION = "helios.take", 1

@@ -11,8 +11,8 @@ import comfy.samplers
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..helios_core.errors import HeliosError, shortened
-from ..helios_core.take.history import History
+from ...helios_core.errors import HeliosError, shortened
+from ...helios_core.take.history import History
 
 TEXT_TYPES = ("STRING", "COMBO")
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import folder_paths
 
-from ..helios_core.checkpoint.folder import PIPELINE_CLASSES
-from ..helios_core.commands.tiny import write_tiny
-from ..helios_core.errors import HeliosError, reason, shortened
-from ..helios_core.settings import read_object
-from ..helios_core.variants import DEFAULT, VARIANTS
+from ...helios_core.checkpoint.folder import PIPELINE_CLASSES
+from ...helios_core.commands.tiny import write_tiny
+from ...helios_core.errors import HeliosError, reason, shortened
+from ...helios_core.settings import read_object
+from ...helios_core.variants import DEFAULT, VARIANTS
 from .sockets import check_text
 
 DIFFUSERS = "diffusers"

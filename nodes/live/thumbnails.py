@@ -11,7 +11,7 @@ from latent_preview import Latent2RGBPreviewer
 from PIL import Image
 from torch import Tensor
 
-from ..helios_core.variants import CHUNK_FRAMES, CHUNK_LATENT_FRAMES
+from ...helios_core.variants import CHUNK_FRAMES, CHUNK_LATENT_FRAMES
 
 WIDTH = 160
 QUALITY = 70

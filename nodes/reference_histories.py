@@ -16,8 +16,8 @@ from ..helios_core.errors import HeliosError, reason
 from ..helios_core.take.history import check_size
 from ..helios_core.take.reference import NoiseRange, image_history, video_history
 from ..helios_core.variants import PIXELS_PER_TOKEN
+from .adapters.sockets import Least
 from .history import HistoryType, seed_input, size_inputs
-from .sockets import Least
 
 log = logging.getLogger(__name__)
 

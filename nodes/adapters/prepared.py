@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from ..helios_core.networks.transformer import PreparedHistory, PreparedText
+from ...helios_core.networks.transformer import PreparedHistory, PreparedText
 
 PREPARED_KEY = "helios_prepared"
 

@@ -16,11 +16,11 @@ import tokenizers
 import torch
 from torch import Tensor
 
-from ..helios_core.checkpoint.folder import existing_file, read_json, read_tensors, weight_files
-from ..helios_core.checkpoint.header import read_header
-from ..helios_core.checkpoint.umt5 import SPIECE_TENSOR, umt5_config
-from ..helios_core.commands.tiny_shapes import text_encoder_shapes
-from ..helios_core.errors import HeliosError
+from ...helios_core.checkpoint.folder import existing_file, read_json, read_tensors, weight_files
+from ...helios_core.checkpoint.header import read_header
+from ...helios_core.checkpoint.umt5 import SPIECE_TENSOR, umt5_config
+from ...helios_core.commands.tiny_shapes import text_encoder_shapes
+from ...helios_core.errors import HeliosError
 
 NAME = "umt5xxl"
 MAX_TOKENS = 512

@@ -1,0 +1,1 @@
+"""What pages see of a running take: events, routes, pictures."""
