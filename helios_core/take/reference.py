@@ -174,3 +174,13 @@ def frames_to_uint8(video: Tensor) -> Tensor:
         )
     unit = (frames.permute(1, 2, 3, 0).float() * 0.5 + 0.5).clamp_(0.0, 1.0)
     return unit.mul_(255.0).round_().to(torch.uint8)
+
+
+def as_output(video: Tensor, output_type: str) -> Any:
+    """[B,3,F,H,W] in -1..1 -> the frames of one chunk as ``output_type`` wants them."""
+    if output_type == "uint8":
+        return torch.stack([frames_to_uint8(clip) for clip in video])
+    unit = (video.float() / 2 + 0.5).clamp(0, 1)
+    if output_type == "pt":
+        return unit.permute(0, 2, 1, 3, 4)
+    return unit.permute(0, 2, 3, 4, 1).cpu().numpy()

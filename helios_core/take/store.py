@@ -26,7 +26,6 @@ import stat
 import time
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from torch import Tensor
 
 from ..errors import HeliosError, reason
 from ..settings import parse_object, read_object
+from .chunk import Chunk
 from .fingerprint import fingerprint
 from .history import History, checked
 
@@ -50,28 +50,6 @@ CHUNK_SUFFIX, SEGMENT_SUFFIX, PART_SUFFIX = ".chunk.safetensors", ".segment.safe
 _OWN_NAME = re.compile(r"[0-9a-f]+\.(chunk|segment)\.safetensors|[0-9a-f]{32}\.part")
 
 log = logging.getLogger(__name__)
-
-
-def start_key(history: History) -> str:
-    """The key before a take's first chunk: what the take starts from."""
-    values = {f.name: getattr(history, f.name) for f in dataclasses.fields(history)}
-    return fingerprint(FORMAT, VERSION, values)
-
-
-def chunk_key(previous_key: str, **determined_by: Any) -> str:
-    """The key of the chunk that follows ``previous_key``.
-
-    ``determined_by`` is everything else that its content depends on: model, text in force, sampler, seed.
-    """
-    return fingerprint(previous_key, determined_by)
-
-
-@dataclass(frozen=True)
-class StoredChunk:
-    """A finished chunk: its latents [B,16,9,H/8,W/8] as the front end keeps them, and the history after it."""
-
-    latents: Tensor
-    history: History
 
 
 class ChunkStore:
@@ -102,18 +80,18 @@ class ChunkStore:
     def segment_file(self, key: str) -> Path:
         return self.folder / f"{key}{SEGMENT_SUFFIX}"
 
-    def get_chunk(self, key: str) -> StoredChunk | None:
+    def get_chunk(self, key: str) -> Chunk | None:
         """The chunk of ``key``; None where it was never made, was evicted, or is damaged."""
         found = self._read(self.chunk_file(key), key)
         if found is None:
             return None
         try:
-            return _stored_chunk(*found)
+            return _stored_chunk(key, *found)
         except HeliosError as error:
             self._discard(self.chunk_file(key), error)
             return None
 
-    def put_chunk(self, key: str, previous_key: str, chunk: StoredChunk) -> None:
+    def put_chunk(self, key: str, previous_key: str, chunk: Chunk) -> None:
         """Keeps a finished chunk; on return it survives a power loss.
 
         Raises:
@@ -122,7 +100,7 @@ class ChunkStore:
         state = {f.name: getattr(chunk.history, f.name) for f in dataclasses.fields(chunk.history)}
         tensors = {f"history.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
         plain = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
-        values = {"previous_key": previous_key, "chunk": chunk.history.chunk - 1, "history": plain}
+        values = {"previous_key": previous_key, "chunk": chunk.index, "history": plain}
         self._write(self.chunk_file(key), key, {"chunk": chunk.latents, **tensors}, values)
 
     def get_segment(self, key: str) -> bytes | None:
@@ -301,7 +279,7 @@ def _regular_bytes(path: Path) -> bytes:
         return file.read()
 
 
-def _stored_chunk(tensors: dict[str, Tensor], values: dict[str, Any]) -> StoredChunk:
+def _stored_chunk(key: str, tensors: dict[str, Tensor], values: dict[str, Any]) -> Chunk:
     plain = values.get("history")
     parts = {name.removeprefix("history."): value for name, value in tensors.items() if name.startswith("history.")}
     names = {field.name for field in dataclasses.fields(History)}
@@ -311,7 +289,7 @@ def _stored_chunk(tensors: dict[str, Tensor], values: dict[str, Any]) -> StoredC
     latents = tensors.get("chunk")
     if latents is None or latents.shape != history.chunk_shape or not latents.is_floating_point():
         raise HeliosError("it holds no chunk")
-    return StoredChunk(latents, history)
+    return Chunk(history.chunk - 1, latents, history, key, reused=True)
 
 
 def _metadata(data: bytes) -> dict[str, str]:
