@@ -28,10 +28,11 @@ from .take.chunks import MOST_CHUNKS, ChunkSampler, sample_chunks
 from .take.fingerprint import fingerprint, folder_fingerprint
 from .take.history import History, check_size
 from .take.prompts import DEFAULT_BLEND, PromptSchedule, mix_embeddings
-from .take.reference import NoiseRange, frames_to_uint8, image_history, media_frames, video_history
+from .take.reference import NoiseRange, image_history, media_frames, video_history
 from .take.store import start_key
 from .take.take import KeyedChunks, Take
 from .variants import CHUNK_FRAMES
+from .video.frames import frames_to_uint8
 
 MAX_TEXT_TOKENS = 512
 SAMPLING_KEYWORDS = {

@@ -20,7 +20,10 @@ from torch import Tensor
 from ..helios_core.errors import HeliosError
 from ..helios_core.take.seed_changes import parse_seed_changes
 from ..helios_core.take.take import Take, TakeChunk, check_name
-from ..helios_core.video.growing import PARTIAL_SUFFIX, TakeVideo, VideoSettings, check_audio
+from ..helios_core.take.video import TakeVideo, segment_key
+from ..helios_core.video.audio import check_audio
+from ..helios_core.video.growing import PARTIAL_SUFFIX
+from ..helios_core.video.segments import VideoSettings
 from .adapters.identity import vae_identity
 from .adapters.model_files import check_prefix, save_path
 from .adapters.sockets import Least, check_text
@@ -223,7 +226,7 @@ class Segments:
         """Called by the video's thread for the film's chunk number ``position``, from 0."""
         self._record.in_video(position, video)
         chunk, key, reused = self._expected[position]
-        self._feed.finished(chunk, reused, segment=self._settings.segment_key(key, self.vae))
+        self._feed.finished(chunk, reused, segment=segment_key(key, self.vae, self._settings))
 
 
 def take_name(file_name: str, key: str) -> str:

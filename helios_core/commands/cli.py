@@ -19,12 +19,14 @@ from ..networks.transformer import ATTENTION_NAMES
 from ..pipeline import HeliosPipeline, chunk_count
 from ..take.chunks import MOST_CHUNKS
 from ..take.progress import TerminalBar
-from ..take.reference import frames_to_uint8
 from ..take.seed_changes import MAX_SEED
 from ..take.store import CHUNK_SUFFIX, FOLDER_NAME, ChunkStore
 from ..take.take import Take
+from ..take.video import TakeVideo
 from ..variants import CHUNK_FRAMES, DEFAULT, VARIANTS
-from ..video.growing import PARTIAL_SUFFIX, TakeVideo, VideoSettings
+from ..video.frames import frames_to_uint8
+from ..video.growing import PARTIAL_SUFFIX
+from ..video.segments import VideoSettings
 from ..video.writer import VideoWriter, check_video_options
 from . import convert, download
 from .tiny import write_tiny
