@@ -28,11 +28,12 @@ from .take.film import Film, check_film, chunk_count
 from .take.fingerprint import fingerprint, folder_fingerprint
 from .take.history import History, check_size
 from .take.prompts import DEFAULT_BLEND, PromptSchedule
-from .take.reference import NoiseRange, as_output, image_history, media_frames, video_history
+from .take.reference import NoiseRange, image_history, media_frames, video_history
 from .take.seed_changes import SeedChanges, parse_seed_changes
 from .take.source import TransformerChunks
 from .take.take import Take
 from .variants import VARIANTS
+from .video.frames import as_output
 
 MAX_TEXT_TOKENS = 512
 OUTPUT_TYPES = ("np", "pt", "uint8", "latent")

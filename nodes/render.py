@@ -21,7 +21,9 @@ from ..helios_core.take.film import Film
 from ..helios_core.take.render import render_film
 from ..helios_core.take.seed_changes import parse_seed_changes
 from ..helios_core.take.take import Take, check_name
-from ..helios_core.video.growing import PARTIAL_SUFFIX, VideoSettings, check_audio
+from ..helios_core.video.audio import check_audio
+from ..helios_core.video.growing import PARTIAL_SUFFIX
+from ..helios_core.video.segments import VideoSettings
 from .adapters.chunk_source import NodeChunks
 from .adapters.identity import vae_identity
 from .adapters.model_files import check_prefix, save_path

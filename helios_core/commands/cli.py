@@ -19,13 +19,14 @@ from ..networks.transformer import ATTENTION_NAMES
 from ..pipeline import HeliosPipeline
 from ..take.film import MOST_CHUNKS, chunk_count
 from ..take.progress import TerminalBar
-from ..take.reference import frames_to_uint8
 from ..take.render import render_film
 from ..take.seed_changes import MAX_SEED
 from ..take.store import CHUNK_SUFFIX, FOLDER_NAME, ChunkStore
 from ..take.take import Take
 from ..variants import CHUNK_FRAMES, DEFAULT, VARIANTS
-from ..video.growing import PARTIAL_SUFFIX, VideoSettings
+from ..video.frames import frames_to_uint8
+from ..video.growing import PARTIAL_SUFFIX
+from ..video.segments import VideoSettings
 from ..video.writer import VideoWriter, check_video_options
 from . import convert, download
 from .tiny import write_tiny

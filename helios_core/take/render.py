@@ -10,10 +10,11 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..errors import HeliosError
-from ..video.growing import TakeVideo, VideoSettings
+from ..video.segments import VideoSettings
 from .chunk import Chunk
 from .history import History
 from .take import Take
+from .video import TakeVideo, segment_key
 
 
 class FilmObserver(Protocol):
@@ -68,7 +69,7 @@ def render_film(
     history: History | None = None
     with take, TakeVideo(growing, settings, take.store, vae, take.resume, on_disk) as video:
         for chunk in chunks:
-            begun.append((chunk.index, chunk.reused, settings.segment_key(chunk.key, vae)))
+            begun.append((chunk.index, chunk.reused, segment_key(chunk.key, vae, settings)))
             observer.decoding(chunk)
             frames = video.add(chunk.key, partial(decode, chunk.latents))
             observer.decoded(chunk, frames)
