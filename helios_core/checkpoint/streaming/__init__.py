@@ -3,7 +3,6 @@
 from .load import OFFLOADS, check_offload, stream_transformer
 from .sources import BlockSource, DiskBlocks, Piece, PinnedBlocks, Stored
 from .stream import BlockStream
-from .text import streamed_text_encoder
 from .transformer import StreamedTransformer
 
 __all__ = [
@@ -17,5 +16,4 @@ __all__ = [
     "StreamedTransformer",
     "check_offload",
     "stream_transformer",
-    "streamed_text_encoder",
 ]
