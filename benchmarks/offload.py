@@ -30,11 +30,10 @@ import torch
 
 from helios_core.checkpoint.load import keeps_float32
 from helios_core.checkpoint.source import CONFIG_KEY, VARIANT_KEY
-from helios_core.checkpoint.streaming import streamed_text_encoder
-from helios_core.commands.convert import Plan, Planned, header_bytes, plan_transformer
+from helios_core.checkpoint.text import load_text_encoder, umt5_shapes
+from helios_core.commands.conversion_plan import Plan, Planned, plan_transformer
+from helios_core.commands.convert import header_bytes
 from helios_core.commands.tiny import write_tiny
-from helios_core.commands.tiny_shapes import text_encoder_shapes
-from helios_core.networks.text import TextEncoder
 from helios_core.networks.transformer import HeliosTransformer, TransformerConfig
 from helios_core.networks.vae import VAEConfig, WanVAE
 from helios_core.pipeline import HeliosPipeline
@@ -100,7 +99,7 @@ def write_parts(folder: Path, layers: int, is_random: bool) -> None:
     config = UMT5_XXL | {"num_layers": layers}
     (encoder / "text_encoder").mkdir()
     (encoder / "text_encoder" / "config.json").write_text(json.dumps(config))
-    tensors = [Planned(key, torch.bfloat16, shape) for key, shape in text_encoder_shapes(config).items()]
+    tensors = [Planned(key, torch.bfloat16, shape) for key, shape in umt5_shapes(config, "config").items()]
     write(Plan(tensors, {"format": "pt"}), encoder / "text_encoder" / "model.safetensors", is_random)
 
 
@@ -137,9 +136,9 @@ def measure(task: str, mode: str, file: Path, size: tuple[int, int], device: tor
     result: dict[str, Any] = {"task": task, "mode": mode, "file": file.name}
     with measured(result, device):
         if task == "text":
-            load = TextEncoder.from_folder if offload is None else streamed_text_encoder
+            encoder = load_text_encoder(file, torch.bfloat16, device, streamed=offload is not None)
             # Ids beyond helios-tiny's vocabulary never occur.
-            assert load(file, torch.bfloat16, device).encode(["a red boat on a quiet lake"]).isfinite().all()
+            assert encoder.encode(["a red boat on a quiet lake"]).isfinite().all()
             return result
         vae = file.with_name("vae.safetensors")
         pipeline = HeliosPipeline.from_pretrained(file, torch.bfloat16, device, vae=vae, offload=offload)

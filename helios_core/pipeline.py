@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from .checkpoint import load_transformer, open_transformer
-from .checkpoint.streaming import StreamedTransformer, check_offload, stream_transformer, streamed_text_encoder
+from .checkpoint.streaming import StreamedTransformer, check_offload, stream_transformer
+from .checkpoint.text import load_text_encoder
 from .checkpoint.vae import load_vae
 from .errors import HeliosError
 from .networks.text import TextEncoder
@@ -130,13 +131,12 @@ class HeliosPipeline:
         if vae is None:
             raise HeliosError(f"{source.path} is a transformer alone; give vae= a VAE file or a released folder too.")
 
-        def load_text_encoder() -> TextEncoder:
+        def read_text_encoder() -> TextEncoder:
             if text_encoder is None:
                 raise HeliosError(
                     f"{source.path} is a transformer alone; give text_encoder= a released folder, or prompt_embeds."
                 )
-            load = TextEncoder.from_folder if offload is None else streamed_text_encoder
-            return load(text_encoder, dtype, device)
+            return load_text_encoder(text_encoder, dtype, device, streamed=offload is not None)
 
         transformer = (
             load_transformer(source, dtype, device, fp8_matmul)
@@ -151,7 +151,7 @@ class HeliosPipeline:
         return cls(
             transformer=transformer,
             vae=load_vae(vae, torch.float32, "cpu" if offload else device),
-            text_encoder=functools.cache(load_text_encoder),
+            text_encoder=functools.cache(read_text_encoder),
             variant=source.variant,
             scheduler=SchedulerConfig.from_dict(source.scheduler),
             zero_star=source.is_cfg_zero_star,

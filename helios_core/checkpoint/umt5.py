@@ -6,14 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import HeliosError
 from .foreign import describe
 from .names import block_number
 
 # The tokenizer as a uint8 tensor, under core's name for it.
 SPIECE_TENSOR = "spiece_model"
+EMBEDDING = "shared.weight"
 # Stored once more under this name in some releases; the embedding is tied.
 TIED_EMBEDDING = "encoder.embed_tokens.weight"
+# How the names of its Linear layers' weights end.
+MATRICES = tuple(f".{name}.weight" for name in ("q", "k", "v", "o", "wi_0", "wi_1", "wo"))
+# Far above any UMT5, whose largest has 24.
+MOST_LAYERS = 1000
 _BLOCK = "encoder.block.0.layer"
 _BIAS = f"{_BLOCK}.0.SelfAttention.relative_attention_bias.weight"
 
@@ -25,7 +32,7 @@ def umt5_config(shapes: Mapping[str, tuple[int, ...]], path: Path) -> dict[str, 
         HeliosError: another model, or a file without the tokenizer.
     """
     try:
-        vocab, dim = shapes["shared.weight"]
+        vocab, dim = shapes[EMBEDDING]
         buckets, heads = shapes[_BIAS]
         inner = shapes[f"{_BLOCK}.0.SelfAttention.q.weight"][0]
         hidden = shapes[f"{_BLOCK}.1.DenseReluDense.wi_1.weight"][0]
@@ -58,3 +65,8 @@ def umt5_config(shapes: Mapping[str, tuple[int, ...]], path: Path) -> dict[str, 
         "pad_token_id": 0,
         "eos_token_id": 1,
     }
+
+
+def run_time_type(name: str, dtype: torch.dtype) -> torch.dtype:
+    """A tensor's type in a model of type ``dtype``: transformers keeps what overflows in float16 wider."""
+    return torch.float32 if dtype == torch.float16 and ".wo." in name else dtype

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import comfy.ops
 import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models_base
@@ -19,7 +20,6 @@ from torch import Tensor
 from ...helios_core.checkpoint.folder import existing_file, read_json, read_tensors, weight_files
 from ...helios_core.checkpoint.header import read_header
 from ...helios_core.checkpoint.umt5 import SPIECE_TENSOR, umt5_config
-from ...helios_core.commands.tiny_shapes import text_encoder_shapes
 from ...helios_core.errors import HeliosError
 
 NAME = "umt5xxl"
@@ -57,13 +57,13 @@ def load_text_encoder(path: str | Path) -> comfy.sd.CLIP:
 def _check_tensors(tensors: dict[str, Tensor], config: dict[str, Any], path: Path) -> None:
     """Core would go on without a tensor that is missing, and fail in torch's words over one of another shape."""
     try:
-        wanted = text_encoder_shapes(config)
-    except (KeyError, TypeError):
+        skeleton = comfy.text_encoders.t5.T5(core_config(config), None, "meta", comfy.ops.disable_weight_init)
+    except (KeyError, TypeError, ValueError, RuntimeError):
         raise HeliosError(f"{path} has an incomplete text_encoder/config.json; download it again.") from None
-    for name, shape in wanted.items():
+    for name, wanted in skeleton.state_dict().items():
         tensor = tensors.get(name)
-        if tensor is None or (tensor.dtype != torch.uint8 and tuple(tensor.shape) != tuple(shape)):
-            found = "lacks" if tensor is None else f"has {list(tensor.shape)} instead of {list(shape)} for"
+        if tensor is None or (tensor.dtype != torch.uint8 and tensor.shape != wanted.shape):
+            found = "lacks" if tensor is None else f"has {list(tensor.shape)} instead of {list(wanted.shape)} for"
             raise HeliosError(f"{path} {found} the text encoder's {name}; download it again.")
 
 

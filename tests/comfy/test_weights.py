@@ -160,15 +160,15 @@ def test_umt5_xxl_is_planned_as_cores_clip_loader_reads_it(comfyui_tree, release
     """Names, shapes and types of a full-size conversion against core's own detection, model and tokenizer."""
     import sentencepiece
 
-    from helios_core.commands.convert import plan_text_encoder
-    from helios_core.commands.tiny import text_encoder_shapes
+    from helios_core.checkpoint.text import umt5_shapes
+    from helios_core.commands.conversion_plan import plan_text_encoder
 
     (tmp_path / "model" / "text_encoder").mkdir(parents=True)
     (tmp_path / "model" / "tokenizer").mkdir()
     spiece = released[0] / "tokenizer" / "spiece.model"
     shutil.copy(spiece, tmp_path / "model" / "tokenizer" / "spiece.model")
     sparse_file(tmp_path / "model" / "text_encoder" / "model.safetensors",
-                {key: ("F32", shape) for key, shape in text_encoder_shapes(UMT5_XXL).items()})  # fmt: skip
+                {key: ("F32", shape) for key, shape in umt5_shapes(UMT5_XXL, tmp_path).items()})  # fmt: skip
     plan = plan_text_encoder(tmp_path / "model", dtype, None, 0)
     told = {item.name: (str(item.dtype).removeprefix("torch."), item.shape) for item in plan.tensors}
     assert told.pop("spiece_model") == ("uint8", (spiece.stat().st_size,))

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from helios_core.checkpoint import from_diffusers, load_transformer, open_transformer
 from helios_core.checkpoint.vae import load_vae
-from helios_core.commands.convert import SLICE, convert
+from helios_core.commands.conversion_plan import SLICE
+from helios_core.commands.convert import convert
 from helios_core.errors import HeliosError
 from helios_core.networks.transformer import HeliosTransformer
 

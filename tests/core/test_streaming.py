@@ -14,14 +14,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from helios_core.checkpoint import load_transformer, open_transformer, to_diffusers
 from helios_core.checkpoint.source import CONFIG_KEY, VARIANT_KEY
 from helios_core.checkpoint.streaming import stream as stream_module
-from helios_core.checkpoint.streaming import stream_transformer, streamed_text_encoder
+from helios_core.checkpoint.streaming import stream_transformer
 from helios_core.checkpoint.streaming.buffers import STAGING_BYTES, BlockLayout, Slot
 from helios_core.checkpoint.streaming.stream import THREAD_NAME
+from helios_core.checkpoint.text import load_text_encoder, load_tokenizer
 from helios_core.commands.cli import main
 from helios_core.commands.convert import convert
 from helios_core.commands.tiny import TRANSFORMER_CONFIG
@@ -168,12 +170,15 @@ def test_blocks_differ_so_that_a_stale_buffer_would_show(files):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_streamed_text_encoder_equals_transformers(deep_folder, dtype):
-    whole, streamed = TextEncoder.from_folder(deep_folder, dtype), streamed_text_encoder(deep_folder, dtype)
+def test_text_encoder_placed_or_streamed_equals_transformers(deep_folder, dtype):
+    own = transformers.UMT5EncoderModel.from_pretrained(deep_folder / "text_encoder", dtype=dtype)
+    expected = TextEncoder(own.eval(), load_tokenizer(deep_folder))
+    streamed = load_text_encoder(deep_folder, dtype, streamed=True)
     prompts = ["a red boat on a quiet lake", ""]
+    assert torch.equal(load_text_encoder(deep_folder, dtype).encode(prompts), expected.encode(prompts))
     for _ in range(2):
         result = streamed.encode(prompts)
-        assert result.dtype == dtype and torch.equal(result, whole.encode(prompts))
+        assert result.dtype == dtype and torch.equal(result, expected.encode(prompts))
         assert not readers(), "the thread lives for one encoding"
 
 
@@ -184,7 +189,7 @@ def test_text_encoder_with_a_missing_tensor_is_refused(deep_folder, tmp_path):
     del state["encoder.block.1.layer.0.SelfAttention.q.weight"]
     save_file(state, file, {"format": "pt"})
     with pytest.raises(HeliosError, match=r"1 missing \(encoder\.block\.1\.layer\.0\.SelfAttention\.q\.weight\)"):
-        streamed_text_encoder(tmp_path / "cut")
+        load_text_encoder(tmp_path / "cut", streamed=True)
 
 
 # --- two buffers ---------------------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from helios_core.checkpoint.text import load_text_encoder, load_tokenizer
 from helios_core.commands.tiny import write_tiny
 from helios_core.errors import HeliosError
-from helios_core.networks.text import TextEncoder, clean_prompt, load_tokenizer
+from helios_core.networks.text import clean_prompt
 
 PROMPTS = Path(__file__).resolve().parents[3] / "shared" / "prompts"
 WRITTEN = [
@@ -65,7 +66,7 @@ def with_tokenizer_files(folder: Path, target: Path, names: list[str]) -> Path:
 
 @pytest.mark.parametrize("files", TOKENIZER_FILES)
 def test_embeddings_equal_diffusers(folder: Path, reference: Any, tmp_path: Path, files: str) -> None:
-    encoder = TextEncoder.from_folder(with_tokenizer_files(folder, tmp_path / "copy", TOKENIZER_FILES[files]))
+    encoder = load_text_encoder(with_tokenizer_files(folder, tmp_path / "copy", TOKENIZER_FILES[files]))
     embeddings = encoder.encode(WRITTEN)
     assert embeddings.shape == (len(WRITTEN), 512, 32)
     torch.testing.assert_close(embeddings, expected(reference, WRITTEN), rtol=0, atol=1e-5)
@@ -77,7 +78,7 @@ def test_embeddings_equal_diffusers(folder: Path, reference: Any, tmp_path: Path
 def test_a_folder_without_model_index_is_enough(folder: Path, reference: Any, tmp_path: Path) -> None:
     for part in ("text_encoder", "tokenizer"):
         shutil.copytree(folder / part, tmp_path / part)
-    embeddings = TextEncoder.from_folder(tmp_path).encode(WRITTEN)
+    embeddings = load_text_encoder(tmp_path).encode(WRITTEN)
     torch.testing.assert_close(embeddings, expected(reference, WRITTEN), rtol=0, atol=1e-5)
 
 
@@ -94,7 +95,7 @@ def test_a_sharded_text_encoder_loads(folder: Path, reference: Any, tmp_path: Pa
         weight_map |= dict.fromkeys(part, name)
     index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
     file.with_name("model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    embeddings = TextEncoder.from_folder(target).encode(WRITTEN[:2])
+    embeddings = load_text_encoder(target).encode(WRITTEN[:2])
     torch.testing.assert_close(embeddings, expected(reference, WRITTEN[:2]), rtol=0, atol=1e-5)
 
 
@@ -110,7 +111,7 @@ def released_prompts() -> list[str]:
 
 def test_real_prompts_equal_diffusers(folder: Path, reference: Any) -> None:
     prompts = released_prompts()[::40]
-    embeddings = TextEncoder.from_folder(folder).encode(prompts)
+    embeddings = load_text_encoder(folder).encode(prompts)
     torch.testing.assert_close(embeddings, expected(reference, prompts), rtol=0, atol=1e-5)
 
 
@@ -124,7 +125,7 @@ def test_both_tokenizer_files_give_the_same_ids_for_real_prompts(folder: Path, t
 
 
 def test_truncation_is_reported(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    encoder = TextEncoder.from_folder(folder)
+    encoder = load_text_encoder(folder)
     prompt = "boat " * 400
     tokens = len(encoder.tokenizer(clean_prompt(prompt)))
     assert tokens > 512
@@ -136,22 +137,22 @@ def test_truncation_is_reported(folder: Path, caplog: pytest.LogCaptureFixture) 
 
 
 def test_dtype_is_kept(folder: Path) -> None:
-    assert TextEncoder.from_folder(folder, dtype=torch.bfloat16).encode(["a boat"]).dtype == torch.bfloat16
+    assert load_text_encoder(folder, dtype=torch.bfloat16).encode(["a boat"]).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("prompts", [[], "a boat", [3], ["a boat", None], None])
 def test_what_is_no_prompt_is_refused(folder: Path, prompts: Any) -> None:
     with pytest.raises(HeliosError, match="prompt"):
-        TextEncoder.from_folder(folder).encode(prompts)
+        load_text_encoder(folder).encode(prompts)
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         ("tokenizer", "neither tokenizer.json nor spiece.model"),
-        ("text_encoder/config.json", "has no config.json"),
-        ("text_encoder/model.safetensors", "cannot be loaded"),
-        ("tensor", "lacks 'encoder.block.1.layer.0.SelfAttention.q.weight'"),
+        ("text_encoder/config.json", r"text_encoder/config\.json is missing"),
+        ("text_encoder/model.safetensors", r"text_encoder/model\.safetensors is missing"),
+        ("tensor", r"1 missing \(encoder\.block\.1\.layer\.0\.SelfAttention\.q\.weight\)"),
     ],
 )
 def test_an_incomplete_folder_is_named(folder: Path, tmp_path: Path, damage: str, message: str) -> None:
@@ -166,4 +167,4 @@ def test_an_incomplete_folder_is_named(folder: Path, tmp_path: Path, damage: str
     else:
         (target / damage).unlink()
     with pytest.raises(HeliosError, match=message):
-        TextEncoder.from_folder(target)
+        load_text_encoder(target)

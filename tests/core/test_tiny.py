@@ -13,9 +13,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from helios_core.checkpoint import to_diffusers
+from helios_core.checkpoint.vae_names import vae_to_diffusers
 from helios_core.commands import tiny
-from helios_core.commands.tiny_shapes import transformer_shapes, vae_shapes
 from helios_core.errors import HeliosError
+from helios_core.networks.transformer import HeliosTransformer, TransformerConfig
+from helios_core.networks.vae import WanVAE
 from helios_core.variants import VARIANTS
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference"
@@ -57,6 +60,11 @@ def stored_shapes(*files: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def transformer_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    model = HeliosTransformer(**TransformerConfig.from_dict(config).to_dict(), device="meta")
+    return {name: tuple(tensor.shape) for name, tensor in to_diffusers(model.state_dict()).items()}
+
+
 def test_transformer_names_and_shapes_are_the_released_ones_at_the_released_size() -> None:
     rows = reference("transformer_keys.json")["tensors"]
     released = {
@@ -71,7 +79,10 @@ def test_transformer_names_and_shapes_are_the_released_ones_at_the_released_size
 
 def test_vae_names_and_shapes_are_the_released_ones_at_the_released_width() -> None:
     rows = reference("vae_keys.json")["tensors"]
-    assert vae_shapes(96) == {name: tuple(shape) for name, shape in rows.items()}
+    shapes = {
+        name: tuple(tensor.shape) for name, tensor in vae_to_diffusers(WanVAE(device="meta").state_dict()).items()
+    }
+    assert shapes == {name: tuple(shape) for name, shape in rows.items()}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -178,6 +189,21 @@ def test_the_same_seed_writes_the_same_bytes(folders: dict[str, Path], tmp_path:
     assert all(other[name] != first[name] for name in weights)
 
 
+# The sum of the tensor that is drawn last, of seed 0: any change of names, shapes or their order changes it.
+LAST_DRAWN = {
+    "transformer/diffusion_pytorch_model-00002-of-00002.safetensors": ("proj_out.bias", 0.06984728),
+    "vae/diffusion_pytorch_model.safetensors": ("decoder.up_blocks.3.resnets.2.conv2.bias", 0.14267679),
+    "text_encoder/model.safetensors": ("encoder.block.1.layer.1.layer_norm.weight", 32.15048331),
+}
+
+
+@pytest.mark.parametrize("file", LAST_DRAWN)
+def test_a_seed_means_the_same_weights_as_ever(folders: dict[str, Path], file: str) -> None:
+    name, total = LAST_DRAWN[file]
+    with safe_open(folders["distilled"] / file, "pt") as tensors:
+        assert float(tensors.get_tensor(name).double().sum()) == pytest.approx(total, rel=1e-5)
+
+
 def test_an_existing_checkpoint_is_reused_untouched(tmp_path: Path) -> None:
     (tmp_path / "tiny").mkdir()  # an empty folder is as good as none
     folder = tiny.write_tiny(tmp_path / "tiny")
@@ -206,7 +232,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tiny, "_text_encoder_tensors", interrupt)
+    monkeypatch.setattr(tiny, "text_encoder_tensors", interrupt)
     with pytest.raises(KeyboardInterrupt):
         tiny.write_tiny(tmp_path / "tiny")
     assert list(tmp_path.iterdir()) == []

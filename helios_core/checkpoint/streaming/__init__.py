@@ -4,7 +4,6 @@ from .buffers import Piece
 from .load import OFFLOADS, check_offload, stream_transformer
 from .sources import BlockSource, DiskBlocks, PinnedBlocks, Stored
 from .stream import BlockStream
-from .text import streamed_text_encoder
 from .transformer import StreamedTransformer
 
 __all__ = [
@@ -18,5 +17,4 @@ __all__ = [
     "StreamedTransformer",
     "check_offload",
     "stream_transformer",
-    "streamed_text_encoder",
 ]

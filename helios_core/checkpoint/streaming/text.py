@@ -11,45 +11,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...networks.text import TextEncoder, load_tokenizer, require
-from ..folder import read_entries, read_json, read_tensors, weight_files
-from ..load import check_state_dict
-from ..umt5 import TIED_EMBEDDING
+from ..folder import read_entries
+from ..umt5 import EMBEDDING, run_time_type
 from .buffers import BlockLayout
 from .sources import DiskBlocks, Stored
 from .stream import BlockStream
 
-WEIGHTS_NAME = "model.safetensors"
-_EMBEDDING = "shared.weight"
 
+def stream_encoder(
+    encoder: nn.Module, files: list[Path], state: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
+) -> nn.Module:
+    """transformers' UMT5 stack on the meta device -> one that works, whose blocks are read from ``files``.
 
-def streamed_text_encoder(
-    folder: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-) -> TextEncoder:
-    """The text encoder of a released folder, whose blocks are read from the file at every prompt.
-
-    Between prompts it holds one small tensor on the device and no thread.
-
-    Raises:
-        HeliosError: a missing, damaged or foreign file.
+    ``state`` holds the files' tensors, memory-mapped.
     """
-    folder, device = Path(folder), torch.device(device)
-    tokenizer = load_tokenizer(folder)
-    weights = folder / "text_encoder"
-    files = weight_files(weights, WEIGHTS_NAME)
-    transformers = require("transformers")
-    with torch.device("meta"):
-        model = transformers.UMT5EncoderModel(transformers.UMT5Config.from_dict(read_json(weights / "config.json")))
-    state = read_tensors(files)
-    if _EMBEDDING in state:
-        state.setdefault(TIED_EMBEDDING, state[_EMBEDDING])
-    check_state_dict(model, state, weights, "UMT5 text encoder")
-    encoder = model.encoder.requires_grad_(False).eval()
     stream = _block_stream(encoder.block, files, dtype, device)
     encoder.block = nn.ModuleList(_StreamedBlock(stream, index) for index in range(len(encoder.block)))
     norm = state["encoder.final_layer_norm.weight"].to(device, dtype)
     encoder.final_layer_norm.load_state_dict({"weight": norm}, assign=True)
-    return TextEncoder(_StreamedEncoder(encoder, stream, state[_EMBEDDING], dtype), tokenizer)
+    return _StreamedEncoder(encoder, stream, state[EMBEDDING], dtype)
 
 
 def _block_stream(blocks: nn.ModuleList, files: list[Path], dtype: torch.dtype, device: torch.device) -> BlockStream:
@@ -58,8 +38,7 @@ def _block_stream(blocks: nn.ModuleList, files: list[Path], dtype: torch.dtype, 
     stored = [
         {name: Stored(*entries[f"encoder.block.{index}.{name}"]) for name in shapes} for index in range(len(blocks))
     ]
-    # transformers keeps these wider too: they overflow in float16.
-    types = {name: torch.float32 if dtype == torch.float16 and ".wo." in name else dtype for name in shapes}
+    types = {name: run_time_type(name, dtype) for name in shapes}
     return BlockStream(DiskBlocks(stored), blocks[0], len(blocks), BlockLayout.packed(shapes, types), device)
 
 

@@ -1,0 +1,164 @@
+"""What a converted file will hold: every tensor's new name, type and shape, and where its numbers come from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint.folder import existing_file, read_entries, weight_files
+from ..checkpoint.header import TensorEntry
+from ..checkpoint.load import check_state_dict, keeps_float32
+from ..checkpoint.quantised import METADATA_KEY, quantisation_metadata, scales, without_companions
+from ..checkpoint.source import CONFIG_KEY, SCHEDULER_KEY, VARIANT_KEY, open_transformer
+from ..checkpoint.text import umt5_shapes
+from ..checkpoint.umt5 import MATRICES, SPIECE_TENSOR, TIED_EMBEDDING, umt5_config
+from ..checkpoint.vae_names import native_vae
+from ..errors import HeliosError
+from ..networks.transformer import HeliosTransformer
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": torch.float8_e4m3fn}
+# Numbers per slice: 32 MiB of float32.
+SLICE = 8 << 20
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One tensor of the new file, and where it comes from: a slice of ``file``, or ``content``.
+
+    ``scale`` is what the source's own numbers are multiplied by. ``is_scaled`` tensors are written as e4m3 beside
+    a ``_scale``.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    file: Path | None = None
+    entry: TensorEntry | None = None
+    scale: float = 1.0
+    content: bytes = b""
+    is_scaled: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.content) or TensorEntry(self.dtype, self.shape, 0, 0).count * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything the new file will hold."""
+
+    tensors: list[Planned]
+    metadata: dict[str, str]
+
+
+def slices(item: Planned, largest: int = SLICE) -> Iterator[Tensor]:
+    """The source's numbers, flat and as float32 where they were scaled."""
+    assert item.file is not None and item.entry is not None
+    size = item.entry.dtype.itemsize
+    with item.file.open("rb") as file:
+        file.seek(item.entry.start)
+        left = item.entry.count
+        while left:
+            count = min(left, largest)
+            buffer = bytearray(count * size)
+            if file.readinto(buffer) != len(buffer):
+                raise HeliosError(f"{item.file} ended while it was read; download it again.")
+            part = torch.frombuffer(buffer, dtype=item.entry.dtype)
+            yield part if item.scale == 1.0 else part.float() * item.scale
+            left -= count
+
+
+def read_tensor(file: Path, entry: TensorEntry) -> Tensor:
+    """One tensor, copied from its file."""
+    parts = list(slices(Planned("", entry.dtype, entry.shape, file, entry)))
+    return torch.cat(parts).reshape(entry.shape)
+
+
+def plan_transformer(path: Path, dtype: str, variant: str | None, keep_blocks: int) -> Plan:
+    """Our names; the parts that the reference keeps float32 stay so."""
+    source = open_transformer(path, variant)
+    found = source.entries()
+    with torch.device("meta"):
+        model = HeliosTransformer(**source.config.to_dict())
+    check_state_dict(model, {key: entry for key, (_, entry) in found.items()}, path)  # type: ignore[misc]
+    factors = _scales(found, source.metadata, path)
+    last = source.config.num_layers - keep_blocks
+
+    def is_scaled(key: str) -> bool:
+        parts = key.split(".")
+        inside = parts[0] == "blocks" and keep_blocks <= int(parts[1]) < last
+        return inside and key.endswith(".weight") and len(found[key][1].shape) == 2
+
+    tensors = _planned(
+        without_companions(found),
+        lambda key: torch.float32 if keeps_float32(key) else DTYPES[dtype],
+        is_scaled,
+        factors,
+    )
+    metadata = {VARIANT_KEY: source.variant, CONFIG_KEY: json.dumps(source.config.to_dict()),
+                SCHEDULER_KEY: json.dumps(source.scheduler)}  # fmt: skip
+    return _finished(tensors, metadata, "transformer", dtype, path)
+
+
+def plan_text_encoder(path: Path, dtype: str, _variant: str | None, _keep_blocks: int) -> Plan:
+    """transformers' names, and the tokenizer as a tensor: what core's CLIPLoader type wan reads."""
+    folder = path / "text_encoder" if (path / "text_encoder").is_dir() else path
+    spiece = existing_file(folder.parent / "tokenizer" / "spiece.model").read_bytes()
+    found = read_entries(weight_files(folder, "model.safetensors"))
+    found.pop(TIED_EMBEDDING, None)
+    shapes = {key: entry.shape for key, (_, entry) in found.items()}
+    wanted = umt5_shapes(umt5_config({**shapes, SPIECE_TENSOR: (len(spiece),)}, folder), folder)
+    wrong = sorted({key for key in wanted.keys() | shapes.keys() if wanted.get(key) != shapes.get(key)})
+    if wrong:
+        raise HeliosError(f"{folder} has {len(wrong)} missing, unexpected or misshaped tensors ({wrong[0]}, ...); "
+                          "download it again.")  # fmt: skip
+    tensors = _planned(found, lambda _: DTYPES[dtype], lambda key: key.endswith(MATRICES), {})
+    tensors.append(Planned(SPIECE_TENSOR, torch.uint8, (len(spiece),), content=spiece))
+    return _finished(tensors, {}, "text_encoder", dtype, path)
+
+
+def plan_vae(path: Path, dtype: str, _variant: str | None, _keep_blocks: int) -> Plan:
+    """Native Wan names, which core's VAELoader detects."""
+    if dtype == "fp8":
+        raise HeliosError("dtype='fp8' is not for the VAE, which is small and convolutional; use bf16 or fp32.")
+    folder = path / "vae" if (path / "vae").is_dir() else path
+    found = native_vae(read_entries([path] if path.is_file() else weight_files(folder)), path)
+    return _finished(_planned(found, lambda _: DTYPES[dtype], lambda _: False, {}), {}, "vae", dtype, path)
+
+
+PLANNERS = {"transformer": plan_transformer, "text_encoder": plan_text_encoder, "vae": plan_vae}
+Found = Mapping[str, tuple[Path, TensorEntry]]
+
+
+def _scales(found: Found, metadata: Mapping[str, str], path: Path) -> dict[str, float]:
+    companions = found.keys() - without_companions(found).keys()
+    state: dict[str, Any] = {key: read_tensor(*found[key]) if key in companions else found[key][1] for key in found}
+    return {key: float(scale) for key, scale in scales(state, metadata, path).items()}
+
+
+def _planned(found: Found, dtype_of: Any, is_scaled: Any, factors: Mapping[str, float]) -> list[Planned]:
+    tensors = []
+    for key, (file, entry) in found.items():
+        item = Planned(key, dtype_of(key), entry.shape, file, entry, factors.get(key, 1.0))
+        if item.dtype == torch.float8_e4m3fn:
+            scaled = is_scaled(key)
+            item = replace(item, is_scaled=scaled, dtype=item.dtype if scaled else torch.bfloat16)
+        tensors.append(item)
+    return tensors
+
+
+def _finished(tensors: list[Planned], metadata: dict[str, str], part: str, dtype: str, path: Path) -> Plan:
+    layers = [item.name.removesuffix(".weight") for item in tensors if item.is_scaled]
+    tensors = tensors + [Planned(f"{layer}.weight_scale", torch.float32, ()) for layer in layers]
+    metadata |= {"format": "pt", "helios.part": part, "helios.dtype": dtype, "helios.source": path.resolve().name,
+                 "helios.converter": "helios_core convert 1"}  # fmt: skip
+    if layers:
+        metadata[METADATA_KEY] = quantisation_metadata(layers)
+    # Widest type first, as the safetensors library does: every tensor is then aligned for its type.
+    return Plan(sorted(tensors, key=lambda item: -item.dtype.itemsize), metadata)
