@@ -2,7 +2,6 @@
 
 from .attention_backends import ATTENTION_NAMES, choose_attention, is_exact_attention
 from .model import HeliosTransformer, TransformerConfig
-from .options import check_speed_options
 from .prepared import PreparedHistory, PreparedText
 
 __all__ = [
@@ -11,7 +10,6 @@ __all__ = [
     "PreparedHistory",
     "PreparedText",
     "TransformerConfig",
-    "check_speed_options",
     "choose_attention",
     "is_exact_attention",
 ]
