@@ -179,13 +179,11 @@ class HeliosTransformer(nn.Module):
             rope = torch.cat([history.rope, rope])
 
         embedding, history_modulation, noisy_modulation = self._modulation(timestep, x.dtype)
-        rotary = rotation(rope)
-        context = BlockContext(
-            history_length, history_modulation, noisy_modulation, rotary, attention or self.attention
-        )
+        run, attention = run_block or self.run_block, attention or self.attention
+        context = BlockContext(history_length, history_modulation, noisy_modulation, rotation(rope), attention)
         last = len(self.blocks) - 1
         for index, keys_values in enumerate(text.keys_values):
-            x = run_block(index, x, context, keys_values, index == last)
+            x = run(index, x, context, keys_values, index == last)
         # A host may skip the last block, which is the one that drops the history tokens.
         x = x[:, -frames * height * width :]
         return self._unpatchify(self.output(x, embedding), frames, height, width)
