@@ -1,5 +1,21 @@
-"""Helios video generation without ComfyUI: loader, history context, samplers, chunk chain, VAE, video files."""
+"""Helios video generation without ComfyUI: loader, history context, samplers, chunk loop, VAE, video files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from .errors import HeliosError
 
-__all__ = ["HeliosError"]
+if TYPE_CHECKING:
+    from .pipeline import HeliosPipeline
+
+__all__ = ["HeliosError", "HeliosPipeline"]
+
+
+def __getattr__(name: str) -> Any:
+    # At the first use: importing helios_core stays fast, and possible before torch is installed.
+    if name == "HeliosPipeline":
+        from .pipeline import HeliosPipeline
+
+        return HeliosPipeline
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,39 +7,11 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..helios_core.errors import HeliosError, shortened
-from ..helios_core.take.prompts import DEFAULT_BLEND, MOST_DIGITS, PromptSchedule, mix_embeddings, parse_schedule
+from ..helios_core.take.prompts import DEFAULT_BLEND, MOST_DIGITS, PromptSchedule, parse_schedule
+from .adapters.schedule import schedule_of, scheduled
 
-SCHEDULE_KEY = "helios_schedule"
 MAX_ROWS = 100  # core's own limit for growing inputs; schedules chain, so a film's rows are unlimited
 MAX_BLEND = 1000
-
-
-def schedule_of(conditioning: list) -> PromptSchedule[list]:
-    """The schedule a CONDITIONING carries; a plain one is a schedule of one row."""
-    for _, options in conditioning:
-        if SCHEDULE_KEY in options:
-            return options[SCHEDULE_KEY]
-    return PromptSchedule(((0, conditioning),))
-
-
-def conditioning_at(conditioning: list, chunk: int) -> list:
-    """The plain CONDITIONING in force at ``chunk``."""
-    return schedule_of(conditioning).at(chunk, _mix)
-
-
-def scheduled(schedule: PromptSchedule[list]) -> list:
-    """A CONDITIONING that carries ``schedule``; core's own samplers see its first row."""
-    first = schedule.rows[0][1]
-    return [[text, {**options, SCHEDULE_KEY: schedule}] for text, options in first]
-
-
-def _mix(previous: list, new: list, weight: float) -> list:
-    if len(previous) != 1 or len(new) != 1:
-        raise HeliosError(
-            "a prompt schedule row combines several conditionings, which cannot be blended; set blend to 0 or use "
-            "one prompt a row."
-        )
-    return [[mix_embeddings(previous[0][0], new[0][0], weight), new[0][1]]]
 
 
 def _blend_input() -> io.Int.Input:

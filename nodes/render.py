@@ -5,55 +5,37 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management
 import torch
 from comfy.cli_args import args
 from comfy_api.latest import InputImpl, io, ui
-from comfy_execution.utils import get_executing_context
-from latent_preview import MAX_PREVIEW_RESOLUTION
-from PIL import Image
-from server import PromptServer
 from torch import Tensor
 
 from ..helios_core.errors import HeliosError
+from ..helios_core.take.chunk import Chunk
+from ..helios_core.take.film import Film
+from ..helios_core.take.render import render_film
 from ..helios_core.take.seed_changes import parse_seed_changes
-from ..helios_core.take.take import Take, TakeChunk, check_name
-from ..helios_core.video.growing import PARTIAL_SUFFIX, TakeVideo, VideoSettings, check_audio
+from ..helios_core.take.take import Take, check_name
+from ..helios_core.video.audio import check_audio
+from ..helios_core.video.growing import PARTIAL_SUFFIX
+from ..helios_core.video.segments import VideoSettings
+from .adapters.chunk_source import NodeChunks
 from .adapters.identity import vae_identity
 from .adapters.model_files import check_prefix, save_path
 from .adapters.sockets import Least, check_text
-from .adapters.takes import Chain, manifest_settings, output_store, seed_changes_input, take_input
-from .chunks import ChainRun, chunk_inputs, num_chunks_input
+from .adapters.takes import manifest_settings, output_store, seed_changes_input, take_input
+from .chunks import chunk_inputs, num_chunks_input
 from .history import HistoryType
 from .live.events import TakeFeed
+from .live.report import RenderReport
 
 CODECS = ("h264", "hevc")
 MAX_TRIES = 1000
-
-
-class RenderRun(ChainRun):
-    """A chain that tells how far the film is, as text under the node and by previews of its newest frames."""
-
-    def stepped(self, stage: int, step: int, total: int) -> None:
-        super().stepped(stage, step, total)
-        self.tell(f"stage {stage} step {step}/{total}")
-
-    def tell(self, position: str) -> None:
-        """Shows what the render is at."""
-        node = getattr(get_executing_context(), "node_id", None)
-        if node is not None:
-            PromptServer.instance.send_progress_text(self.progress.text(position), node)
-
-    def show(self, frames: Tensor | None) -> None:
-        """Counts a finished chunk, and previews its last frame (uint8 [33,H,W,3]) if it was decoded now."""
-        self.progress.chunk()
-        preview = None
-        if frames is not None:
-            preview = ("JPEG", Image.fromarray(frames[-1].numpy()), MAX_PREVIEW_RESOLUTION)
-        self.bar.update_absolute(self.progress.position, None, preview)
-        self.tell("finished")
 
 
 class HeliosRenderVideo(io.ComfyNode):
@@ -168,33 +150,30 @@ class HeliosRenderVideo(io.ComfyNode):
         if take:
             check_name(take)
         target = Target(filename_prefix, history.width, history.height)
-        run = RenderRun(model, positive, negative, cfg, sampler, history, num_chunks, fps)
-        chain = Chain(run, history, seed, num_chunks, changes)
-        named = take or take_name(target.name, chain.first_key)
+        source = NodeChunks(model, positive, negative, cfg, sampler, history, num_chunks)
+        film = Film(source, history, num_chunks, seed, changes)
+        key = film.first_key
+        named = take or take_name(target.name, key)
         store = output_store()
-        manifest = manifest_settings(history, seed, num_chunks, cls.hidden.prompt, changes)
-        record = Take(store, named, manifest, resume)
-        feed = TakeFeed(run.progress, history, seed, changes, named, cls.hidden, store)
-        segments = Segments(record, feed, settings, vae_identity(vae))
+        record = Take(store, named, manifest_settings(history, seed, num_chunks, cls.hidden.prompt, changes), resume)
+        report = RenderReport(source, history, fps)
         # "take-": core would read eight digits after the name as the number of a finished file.
-        partial = target.folder / f"{target.name}_take-{chain.first_key[:8]}{PARTIAL_SUFFIX}"
-        with (
-            feed as run.feed,
-            record,
-            TakeVideo(partial, settings, store, segments.vae, resume, segments.on_disk) as video,
-        ):
-            for found in chain.chunks(record):
-                if found.reused:
-                    run.progress.reuse()
-                segments.expect(found)
-                run.tell("decoding")
-                frames = video.add(found.key, lambda latents=found.chunk.latents: decoded(vae, latents))
-                run.show(frames)
-            run.tell("writing the file")
-            path = video.finish(target.publish, audio, cls._metadata())
-            record.end("finished", path)
+        growing = target.folder / f"{target.name}_take-{key[:8]}{PARTIAL_SUFFIX}"
+        with TakeFeed(report.progress, history, seed, changes, named, cls.hidden, store) as report.feed:
+            path, history = render_film(
+                _interruptible(film.chunks(record)),
+                record,
+                growing,
+                settings,
+                vae_identity(vae),
+                lambda latents: decoded(vae, latents),
+                target.publish,
+                report,
+                audio,
+                cls._metadata(),
+            )
         saved = ui.SavedResult(path.name, target.subfolder, io.FolderType.output)
-        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), chain.history, ui=ui.PreviewVideo([saved]))
+        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), history, ui=ui.PreviewVideo([saved]))
 
     @classmethod
     def _metadata(cls) -> dict[str, Any]:
@@ -205,25 +184,11 @@ class HeliosRenderVideo(io.ComfyNode):
         return {**(cls.hidden.extra_pnginfo or {}), **prompt}
 
 
-class Segments:
-    """The parts of one film: notes each in the manifest and tells pages of it, once it is on disk."""
-
-    def __init__(self, record: Take, feed: TakeFeed, settings: VideoSettings, vae: str):
-        self.vae = vae
-        self._record, self._feed, self._settings = record, feed, settings
-        self._expected: list[tuple[int, str, bool]] = []
-
-    def expect(self, found: TakeChunk) -> None:
-        """The next chunk, about to be decoded."""
-        # The video's thread needs its names alone; its tensors would add up to the film's length.
-        self._expected.append((found.chunk.history.chunk - 1, found.key, found.reused))
-        self._feed.decoding(found.chunk.history.chunk - 1, found.reused)
-
-    def on_disk(self, position: int, video: Path) -> None:
-        """Called by the video's thread for the film's chunk number ``position``, from 0."""
-        self._record.in_video(position, video)
-        chunk, key, reused = self._expected[position]
-        self._feed.finished(chunk, reused, segment=self._settings.segment_key(key, self.vae))
+def _interruptible(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    """Stops between chunks too: those from the store are found without core looking for an interrupt."""
+    for chunk in chunks:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        yield chunk
 
 
 def take_name(file_name: str, key: str) -> str:

@@ -1,6 +1,6 @@
 """Names of the Wan 2.1 VAE's tensors: diffusers' AutoencoderKLWan <-> native Wan.
 
-Native names are what ComfyUI's VAELoader detects and what `helios_core.vae` uses. Shapes are the same
+Native names are what ComfyUI's VAELoader detects and what `helios_core.networks.vae` uses. Shapes are the same
 on both sides, so only the keys change.
 """
 

@@ -16,15 +16,17 @@ import torch
 from ..checkpoint.streaming import OFFLOADS
 from ..errors import HeliosError, shortened
 from ..networks.transformer import ATTENTION_NAMES
-from ..pipeline import HeliosPipeline, chunk_count
-from ..take.chunks import MOST_CHUNKS
+from ..pipeline import HeliosPipeline
+from ..take.film import MOST_CHUNKS, chunk_count
 from ..take.progress import TerminalBar
-from ..take.reference import frames_to_uint8
+from ..take.render import render_film
 from ..take.seed_changes import MAX_SEED
 from ..take.store import CHUNK_SUFFIX, FOLDER_NAME, ChunkStore
 from ..take.take import Take
 from ..variants import CHUNK_FRAMES, DEFAULT, VARIANTS
-from ..video.growing import PARTIAL_SUFFIX, TakeVideo, VideoSettings
+from ..video.frames import frames_to_uint8
+from ..video.growing import PARTIAL_SUFFIX
+from ..video.segments import VideoSettings
 from ..video.writer import VideoWriter, check_video_options
 from . import convert, download
 from .tiny import write_tiny
@@ -76,7 +78,7 @@ def _write_clip(options: argparse.Namespace, model: Path, frames: int) -> None:
         with TerminalBar(pipeline.steps_per_chunk(frames, **_sampling(options)), options.fps) as bar:
             for chunk in pipeline.stream(**_request(options, frames), on_step=bar.on_step):
                 writer.write(chunk.frames[0])
-                bar.chunk_finished()
+                bar.decoded(chunk, chunk.frames)
 
 
 def _write_take(options: argparse.Namespace, model: Path, frames: int) -> None:
@@ -85,22 +87,19 @@ def _write_take(options: argparse.Namespace, model: Path, frames: int) -> None:
     settings = VideoSettings(options.width, options.height, options.fps, crf=options.crf)
     shown = {name: getattr(options, name) for name in ("prompt", "negative_prompt", "seed", "width", "height")}
     growing = options.output.with_name(options.output.stem + PARTIAL_SUFFIX)
-    with Take(store, options.take, shown, resume=not options.no_resume) as take:
-        pipeline = _pipeline(options, model)
-        vae = pipeline.fingerprint("vae")
-        steps = pipeline.steps_per_chunk(frames, **_sampling(options))
-        with (
-            TakeVideo(growing, settings, store, vae, take.resume, take.in_video) as video,
-            TerminalBar(steps, options.fps) as bar,
-        ):
-            request = _request(options, frames)
-            for chunk in pipeline.stream(**request, on_step=bar.on_step, output_type="latent", take=take):
-                if chunk.reused:
-                    bar.chunk_reused()
-                bar.at("decoding")
-                video.add(chunk.key, partial(_decoded, pipeline, chunk.latents))
-                bar.chunk_finished()
-            take.end("finished", video.finish(lambda finished: finished.replace(options.output)))
+    take = Take(store, options.take, shown, resume=not options.no_resume)
+    pipeline = _pipeline(options, model)
+    with TerminalBar(pipeline.steps_per_chunk(frames, **_sampling(options)), options.fps) as bar:
+        render_film(
+            pipeline.stream(**_request(options, frames), on_step=bar.on_step, output_type="latent", take=take),
+            take,
+            growing,
+            settings,
+            pipeline.fingerprint("vae"),
+            partial(_decoded, pipeline),
+            lambda finished: finished.replace(options.output),
+            bar,
+        )
 
 
 def _decoded(pipeline: HeliosPipeline, latents: torch.Tensor) -> torch.Tensor:

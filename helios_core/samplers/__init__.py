@@ -1,9 +1,11 @@
 """Samplers: schedules and solvers as plain functions over ``velocity(latents, timestep)``."""
 
-from .base import BaseSampler
-from .dmd import DMDSampler
-from .noise import draw_noise, moved
-from .pyramid import PyramidSampler
+from .base_sampler import BaseSampler
+from .choose import sampler_of
+from .dmd_sampler import DMDSampler
+from .noise import draw_noise, noise_to
+from .pyramid_sampler import PyramidSampler
+from .sampler import ChunkSampler
 from .schedule import SchedulerConfig
 from .solvers import SOLVERS
 from .step import OnStep, Progress, Velocity
@@ -11,6 +13,7 @@ from .step import OnStep, Progress, Velocity
 __all__ = [
     "SOLVERS",
     "BaseSampler",
+    "ChunkSampler",
     "DMDSampler",
     "OnStep",
     "Progress",
@@ -18,5 +21,6 @@ __all__ = [
     "SchedulerConfig",
     "Velocity",
     "draw_noise",
-    "moved",
+    "noise_to",
+    "sampler_of",
 ]

@@ -20,7 +20,7 @@ def draw_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32)
 
 
-def moved(noise: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
+def noise_to(noise: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
     """``noise`` on another device; on its way to CUDA the host does not wait, so the next steps are queued early."""
     if torch.device(device).type != "cuda" or noise.device.type != "cpu":
         return noise.to(device, dtype)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import HeliosError, shortened
 from ..variants import PIXELS_PER_TOKEN
-from .noise import coarsest, draw_block_noise, moved, upsampled
+from .noise import coarsest, draw_block_noise, noise_to, upsampled
 from .schedule import SchedulerConfig, Stage, dynamic_shift, stage_tables
 
 PATCH_AREA = 4  # latent pixels per token
@@ -40,7 +40,7 @@ def denoise_stages(
 def start_point(latents: Tensor, stage: Stage, gamma: float, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
     """A stage's initial noisy latent: the previous stage's result upsampled, plus block noise."""
     latents = upsampled(latents)
-    noise = moved(draw_block_noise(tuple(latents.shape), gamma, generator), latents.device, dtype)
+    noise = noise_to(draw_block_noise(tuple(latents.shape), gamma, generator), latents.device, dtype)
     return stage.renoise_signal * latents + stage.renoise_noise * noise
 
 

@@ -81,18 +81,22 @@ class History:
             random_state=generator.get_state(),
         )
 
-    def generator(self, seed: int) -> torch.Generator:
-        """The CPU generator of the next chunk.
+    def repeated(self, times: int) -> History:
+        """Each video of the batch ``times`` times."""
+        if times == 1:
+            return self
+        anchor = None if self.anchor is None else self.anchor.repeat_interleave(times, dim=0)
+        return replace(self, latents=self.latents.repeat_interleave(times, dim=0), anchor=anchor)
+
+    def seeded(self, generator: torch.Generator, seed: int | None) -> torch.Generator:
+        """``generator`` as the next chunk draws from it.
 
         It continues where the last chunk stopped when ``seed`` is the one that began this video; another seed
         starts afresh, which rolls the video again from this chunk on.
         """
-        generator = torch.Generator("cpu")
         if self.random_state is not None and seed == self.seed:
-            generator.set_state(self.random_state)
-        else:
-            generator.manual_seed(seed)
-        return generator
+            return generator.set_state(self.random_state)
+        return generator.manual_seed(0 if seed is None else seed)
 
 
 def checked(history: History, source: str, of_any_device: bool = False) -> History:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from torch import Tensor
 from tqdm import tqdm
 
 from ..samplers import OnStep, Progress
 from ..variants import CHUNK_FRAMES
+from .chunk import Chunk
 
 
 @dataclass
@@ -114,14 +116,22 @@ class TerminalBar:
         self._position = position
         self._show()
 
-    def chunk_reused(self) -> None:
-        """The next chunk comes from the store."""
-        self._bar.update(self._progress.steps_per_chunk[self._progress.chunks_done])
-        self._progress.reuse()
+    def decoding(self, chunk: Chunk) -> None:
+        """See :class:`~helios_core.take.render.FilmObserver`, also for the next ones."""
+        if chunk.reused:
+            self._bar.update(self._progress.steps_per_chunk[self._progress.chunks_done])
+            self._progress.reuse()
+        self.at("decoding")
 
-    def chunk_finished(self) -> None:
+    def decoded(self, _chunk: Chunk, _frames: Tensor | None) -> None:
         self._progress.chunk()
         self._show()
+
+    def on_disk(self, *_: object) -> None:
+        pass
+
+    def writing(self) -> None:
+        self.at("writing the file")
 
     def _show(self) -> None:
         self._bar.set_postfix_str(self._progress.text(self._position))

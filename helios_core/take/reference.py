@@ -159,18 +159,3 @@ def _fitted(name: str, picture: Any, width: int, height: int) -> Tensor:
         raise HeliosError(f"{name} is a {type(picture).__name__}; give PIL images or a float tensor in 0..1.")
     fitted = ImageOps.fit(picture.convert("RGB"), (width, height), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1).float() / 255
-
-
-def frames_to_uint8(video: Tensor) -> Tensor:
-    """Float frames in -1..1, [3, F, H, W] or [1, 3, F, H, W], -> uint8 [F, H, W, 3] on the same device.
-
-    Rounds as diffusers' VideoProcessor does.
-    """
-    frames = video[0] if video.ndim == 5 and video.shape[0] == 1 else video
-    if frames.ndim != 4 or frames.shape[0] != 3 or not frames.is_floating_point():
-        raise HeliosError(
-            f"The video has shape {list(video.shape)} and dtype {video.dtype}: "
-            "give one video of floats, [3, frames, height, width]."
-        )
-    unit = (frames.permute(1, 2, 3, 0).float() * 0.5 + 0.5).clamp_(0.0, 1.0)
-    return unit.mul_(255.0).round_().to(torch.uint8)

@@ -37,6 +37,6 @@ def parse_seed_changes(text: str) -> SeedChanges:
     return tuple(sorted(found.items()))
 
 
-def seed_at(changes: SeedChanges, chunk: int, seed: int) -> int:
+def seed_at(changes: SeedChanges, chunk: int, seed: int | None) -> int | None:
     """The seed in force at ``chunk``: that of the last change up to it, ``seed`` before the first."""
     return next((changed for first, changed in reversed(changes) if first <= chunk), seed)

@@ -1,4 +1,4 @@
-"""The chunk store: every finished chunk is one file on disk, named by everything that determines it.
+"""The chunk store: every finished chunk is a file on disk, named by everything that determines it, and so is its video.
 
 One folder serves all takes: ``<output folder>/helios_store``. A file's name is its key, so the same work has the
 same name whichever take, process or day asks for it. That makes everything else simple:
@@ -23,21 +23,21 @@ import logging
 import os
 import re
 import stat
+import struct
 import time
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import HeliosError, reason
 from ..settings import parse_object, read_object
-from .fingerprint import fingerprint
+from .chunk import Chunk
+from .fingerprint import DIGEST_BYTES, fingerprint
 from .history import History, checked
 
 FOLDER_NAME = "helios_store"
@@ -45,33 +45,13 @@ FORMAT, VERSION = "helios-store", 1
 TAKE_FORMAT = "helios-take"
 DEFAULT_MAX_BYTES = 32 * 2**30
 GRACE_SECONDS = 3600.0
-CHUNK_SUFFIX, SEGMENT_SUFFIX, PART_SUFFIX = ".chunk.safetensors", ".segment.safetensors", ".part"
-# The folder may be shared with others' files, which eviction and clearing must not touch.
-_OWN_NAME = re.compile(r"[0-9a-f]+\.(chunk|segment)\.safetensors|[0-9a-f]{32}\.part")
+CHUNK_SUFFIX, SEGMENT_SUFFIX, PART_SUFFIX = ".chunk.safetensors", ".segment.mp4", ".part"
+# The folder may be shared with others' files, which eviction and clearing must not touch. Segments were safetensors
+# files once; such a file is no longer read.
+_OWN_NAME = re.compile(r"[0-9a-f]+\.(chunk\.safetensors|segment\.(mp4|safetensors))|[0-9a-f]{32}\.part")
+SEAL_BYTES = 8 + 2 * DIGEST_BYTES
 
 log = logging.getLogger(__name__)
-
-
-def start_key(history: History) -> str:
-    """The key before a take's first chunk: what the take starts from."""
-    values = {f.name: getattr(history, f.name) for f in dataclasses.fields(history)}
-    return fingerprint(FORMAT, VERSION, values)
-
-
-def chunk_key(previous_key: str, **determined_by: Any) -> str:
-    """The key of the chunk that follows ``previous_key``.
-
-    ``determined_by`` is everything else that its content depends on: model, text in force, sampler, seed.
-    """
-    return fingerprint(previous_key, determined_by)
-
-
-@dataclass(frozen=True)
-class StoredChunk:
-    """A finished chunk: its latents [B,16,9,H/8,W/8] as the front end keeps them, and the history after it."""
-
-    latents: Tensor
-    history: History
 
 
 class ChunkStore:
@@ -102,18 +82,18 @@ class ChunkStore:
     def segment_file(self, key: str) -> Path:
         return self.folder / f"{key}{SEGMENT_SUFFIX}"
 
-    def get_chunk(self, key: str) -> StoredChunk | None:
+    def get_chunk(self, key: str) -> Chunk | None:
         """The chunk of ``key``; None where it was never made, was evicted, or is damaged."""
         found = self._read(self.chunk_file(key), key)
         if found is None:
             return None
         try:
-            return _stored_chunk(*found)
+            return _stored_chunk(key, *found)
         except HeliosError as error:
             self._discard(self.chunk_file(key), error)
             return None
 
-    def put_chunk(self, key: str, previous_key: str, chunk: StoredChunk) -> None:
+    def put_chunk(self, key: str, previous_key: str, chunk: Chunk) -> None:
         """Keeps a finished chunk; on return it survives a power loss.
 
         Raises:
@@ -122,46 +102,33 @@ class ChunkStore:
         state = {f.name: getattr(chunk.history, f.name) for f in dataclasses.fields(chunk.history)}
         tensors = {f"history.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
         plain = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
-        values = {"previous_key": previous_key, "chunk": chunk.history.chunk - 1, "history": plain}
-        self._write(self.chunk_file(key), key, {"chunk": chunk.latents, **tensors}, values)
+        values = {"previous_key": previous_key, "chunk": chunk.index, "history": plain}
+        self._write(self.chunk_file(key), _packed(key, {"chunk": chunk.latents, **tensors}, values))
 
     def get_segment(self, key: str) -> bytes | None:
         """The encoded video of ``key``; None as for chunks."""
-        found = self._read(self.segment_file(key), key)
-        if found is None:
+        path = self.segment_file(key)
+        data = _content(path)
+        if data is None:
             return None
-        segment = found[0].get("segment")
-        if segment is None or segment.dtype != torch.uint8:
-            self._discard(self.segment_file(key), HeliosError("it is no segment"))
+        segment = data[:-SEAL_BYTES]
+        if data != segment + _seal(key, segment):
+            self._discard(path, HeliosError("wrong checksum"))
             return None
-        return segment.numpy().tobytes()
+        return segment
 
     def put_segment(self, key: str, data: bytes) -> None:
-        """Keeps one chunk's encoded video. Raises as :meth:`put_chunk`."""
-        segment = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        self._write(self.segment_file(key), key, {"segment": segment}, {})
+        """Keeps one chunk's encoded video, an MP4. Raises as :meth:`put_chunk`."""
+        self._write(self.segment_file(key), data + _seal(key, data))
 
-    def _write(self, path: Path, key: str, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        values = {"key": key, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **values}
-        text = json.dumps(values)
-        metadata = {
-            "format": FORMAT,
-            "version": str(VERSION),
-            "values": text,
-            "checksum": fingerprint(text, tensors),
-        }
+    def _write(self, path: Path, data: bytes) -> None:
         with self._reported():
-            write_atomically(path, save(tensors, metadata))
+            write_atomically(path, data)
         self._evict()
 
     def _read(self, path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        try:
-            data = _regular_bytes(path)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            log.warning("The stored file %s cannot be read (%s); it is made again.", path, error.strerror)
+        data = _content(path)
+        if data is None:
             return None
         try:
             tensors, metadata = load(data), _metadata(data)
@@ -292,16 +259,34 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _regular_bytes(path: Path) -> bytes:
-    """A file's content; an OSError where a link, a device or a pipe lies under its name."""
+def _content(path: Path) -> bytes | None:
+    """A stored file's bytes; None where there is none, or a link, a device or a pipe under its name."""
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    with os.fdopen(os.open(path, flags), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "it is no file")
-        return file.read()
+    try:
+        with os.fdopen(os.open(path, flags), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError(errno.EINVAL, "it is no file")
+            return file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        log.warning("The stored file %s cannot be read (%s); it is made again.", path, error.strerror)
+        return None
 
 
-def _stored_chunk(tensors: dict[str, Tensor], values: dict[str, Any]) -> StoredChunk:
+def _seal(key: str, data: bytes) -> bytes:
+    """What follows an MP4's bytes in its file, so that damage shows: their checksum, in a box that players skip."""
+    return struct.pack(">I4s", SEAL_BYTES, b"free") + fingerprint(FORMAT, key, data).encode()
+
+
+def _packed(key: str, tensors: dict[str, Tensor], values: dict[str, Any]) -> bytes:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps({"key": key, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **values})
+    checksum = fingerprint(text, tensors)
+    return save(tensors, {"format": FORMAT, "version": str(VERSION), "values": text, "checksum": checksum})
+
+
+def _stored_chunk(key: str, tensors: dict[str, Tensor], values: dict[str, Any]) -> Chunk:
     plain = values.get("history")
     parts = {name.removeprefix("history."): value for name, value in tensors.items() if name.startswith("history.")}
     names = {field.name for field in dataclasses.fields(History)}
@@ -311,7 +296,7 @@ def _stored_chunk(tensors: dict[str, Tensor], values: dict[str, Any]) -> StoredC
     latents = tensors.get("chunk")
     if latents is None or latents.shape != history.chunk_shape or not latents.is_floating_point():
         raise HeliosError("it holds no chunk")
-    return StoredChunk(latents, history)
+    return Chunk(history.chunk - 1, latents, history, key, reused=True)
 
 
 def _metadata(data: bytes) -> dict[str, str]:

@@ -7,16 +7,14 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from torch import Tensor
-
 from ..errors import HeliosError, shortened
-from .history import History
-from .store import TAKE_FORMAT, ChunkStore, StoredChunk, chunk_key
+from .chunk import Chunk
+from .store import TAKE_FORMAT, ChunkStore
 
 VERSION = 1
 MAX_NAME = 100
@@ -35,15 +33,6 @@ def check_name(name: str) -> str:
             "and '_'."
         )
     return name
-
-
-@dataclass(frozen=True)
-class TakeChunk:
-    """A chunk of a running take; ``reused`` where the store had it."""
-
-    key: str
-    chunk: StoredChunk
-    reused: bool
 
 
 class Take:
@@ -71,19 +60,18 @@ class Take:
         }
         store.prepare()
 
-    def chunk(self, index: int, key: str, previous_key: str, make: Callable[[], StoredChunk]) -> TakeChunk:
+    def chunk(self, key: str, previous_key: str, make: Callable[[], Chunk]) -> Chunk:
         """The chunk of ``key``: from the store, or made by ``make`` and kept before this returns."""
-        stored = self.store.get_chunk(key) if self.resume else None
-        reused = stored is not None
-        if stored is None:
-            stored = make()
-            self.store.put_chunk(key, previous_key, stored)
+        chunk = self.store.get_chunk(key) if self.resume else None
+        if chunk is None:
+            chunk = replace(make(), key=key)
+            self.store.put_chunk(key, previous_key, chunk)
         self.store.touch(entry["key"] for entry in self._chunks)
-        entry = {"chunk": index, "key": key, "file": self.store.chunk_file(key).name, "reused": reused}
+        entry = {"chunk": chunk.index, "key": key, "file": self.store.chunk_file(key).name, "reused": chunk.reused}
         with self._lock:
             self._chunks.append({**entry, "at": _now(), "in_video": False})
             self._write()
-        return TakeChunk(key, stored, reused)
+        return chunk
 
     def in_video(self, position: int, video: Path) -> None:
         """Notes that the take's chunk number ``position``, counted from 0, is in ``video`` on disk."""
@@ -114,30 +102,6 @@ class Take:
     def _write(self) -> None:
         self._manifest["updated"] = _now()
         self.store.write_manifest(self.name, self._manifest)
-
-
-class KeyedChunks:
-    """Names the chunks of one chain, each by the one before and by what else determines it.
-
-    ``key`` and ``reused`` are those of the last chunk.
-    """
-
-    def __init__(self, take: Take):
-        self._take = take
-        self.key = ""
-        self.reused = False
-
-    def begin(self, start: str, determined_by: Callable[[History], Mapping[str, Any]]) -> None:
-        """``start``: the key before the first chunk (``store.start_key``); ``determined_by``: given the history
-        before a chunk, everything else its content depends on."""
-        self.key, self._determined_by = start, determined_by
-
-    def __call__(self, history: History, sample: Callable[[], tuple[Tensor, History]]) -> tuple[Tensor, History]:
-        """The next chunk's latents and the history after it, from the store or by ``sample``."""
-        previous, self.key = self.key, chunk_key(self.key, **self._determined_by(history))
-        found = self._take.chunk(history.chunk, self.key, previous, lambda: StoredChunk(*sample()))
-        self.reused = found.reused
-        return found.chunk.latents, found.chunk.history
 
 
 def _now() -> str:

@@ -1,1 +1,1 @@
-"""Video files: written at once, or growing chunk by chunk."""
+"""Video files and their frames: written at once, or growing chunk by chunk."""

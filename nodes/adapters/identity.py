@@ -9,9 +9,9 @@ from typing import Any
 import comfy.model_patcher
 
 from ...helios_core.take.fingerprint import file_fingerprint, fingerprint, folder_fingerprint
-from ..prompts import SCHEDULE_KEY
 from .model import HISTORY_KEY
 from .prepared import PREPARED_KEY
+from .schedule import SCHEDULE_KEY
 
 # Everything nodes can attach to a MODEL that may change what it computes. Core's own ids (patches_uuid) are new in
 # every run, so content is compared.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,33 +41,36 @@ MEMORY_PER_DIM = 1 / 2222
 # e^mu of the released exponential shift at 384x640, for core's own schedulers; Helios samplers do their own.
 SHIFT = 6.8
 HISTORY_KEY = "helios_history"
+# In transformer_options: the exact timestep at which a Helios sampler wants the velocity.
+TIMESTEP_KEY = "helios_timestep"
 
 
 class HeliosSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
-    """Flow sampling that can also hand out the raw velocity at an exact timestep.
+    """Ordinary flow sampling, which core's own samplers see."""
+
+
+class _RawVelocity:
+    """The model as core's ``_apply_model`` sees it in a Helios sampler: velocity at an exact timestep (0..1000).
 
     Core passes sigma in and x0 out, and (x - x0)/sigma loses precision at small sigma; pyramid timesteps are not
-    1000*sigma either. Core's own samplers see ordinary flow sampling.
+    1000*sigma either.
     """
 
-    _timestep: float | None = None
+    def __init__(self, model: HeliosModel, timestep: float):
+        self._model, self._timestep = model, timestep
+        self.model_sampling = self
 
-    @contextmanager
-    def velocity_at(self, timestep: float) -> Iterator[None]:
-        """Within this context the model returns velocity, evaluated at ``timestep`` (0..1000)."""
-        self._timestep = timestep
-        try:
-            yield
-        finally:
-            self._timestep = None
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def calculate_input(self, sigma: Tensor, noise: Tensor) -> Tensor:
+        return noise
 
     def timestep(self, sigma: Tensor) -> Tensor:
-        return super().timestep(sigma) if self._timestep is None else torch.full_like(sigma, self._timestep)
+        return torch.full_like(sigma, self._timestep)
 
     def calculate_denoised(self, sigma: Tensor, model_output: Tensor, model_input: Tensor) -> Tensor:
-        if self._timestep is not None:
-            return model_output
-        return super().calculate_denoised(sigma, model_output, model_input)
+        return model_output
 
 
 class HeliosConfig(comfy.supported_models_base.BASE):
@@ -100,6 +101,22 @@ class HeliosModel(comfy.model_base.BaseModel):
             "history_mid": lambda shape: [shape[0], shape[1], 1, shape[3] // 2, shape[4] // 2],
             "history_long": lambda shape: [shape[0], shape[1], 1, shape[3] // 2, shape[4] // 2],
         }
+
+    def _apply_model(
+        self,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Tensor | None = None,
+        c_crossattn: Tensor | None = None,
+        control: Any = None,
+        transformer_options: dict[str, Any] | None = None,
+        **conds: Any,
+    ) -> Tensor:
+        """Core's: x0 at sigma ``t``; in a Helios sampler the velocity, at the timestep that its options hold."""
+        options = {**(transformer_options or {})}
+        timestep = options.pop(TIMESTEP_KEY, None)
+        model = self if timestep is None else _RawVelocity(self, timestep)
+        return comfy.model_base.BaseModel._apply_model(model, x, t, c_concat, c_crossattn, control, options, **conds)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, comfy.conds.CONDRegular]:
         out = super().extra_conds(**kwargs)
@@ -172,7 +189,7 @@ class HeliosNetwork(HeliosTransformer):
         history = prepared.history(conds, lambda: self.prepare_history(history_short, history_mid, history_long))
         attention = functools.partial(optimized_attention, transformer_options=transformer_options)
         run_block = functools.partial(self._run_patched_block, transformer_options)
-        return self.velocity(x, timestep, text, history, attention, run_block)
+        return super().forward(x, timestep, text, history=history, attention=attention, run_block=run_block)
 
     def _run_patched_block(
         self,

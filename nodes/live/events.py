@@ -16,6 +16,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
@@ -188,6 +189,10 @@ class TakeFeed:
         """The chunk's encoded video, while the store has it."""
         key = self._segments.get(chunk)
         return None if key is None or self.store is None else self.store.get_segment(key)
+
+    def segment_file(self, chunk: int) -> Path | None:
+        """Where that video lies, while the store has it whole."""
+        return None if self.segment(chunk) is None else self.store.segment_file(self._segments[chunk])
 
     def thumbnail(self, chunk: int) -> bytes | None:
         """The moving picture that was made for the chunk, where there is no segment."""

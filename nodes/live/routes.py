@@ -11,12 +11,16 @@ without content: pages ask for what may have gone, which is no error. A malforme
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
-from collections import OrderedDict
+from collections import deque
+from pathlib import Path
 from typing import Any
 
+import folder_paths
 from aiohttp import web
 
+from ...helios_core.take.store import write_atomically
 from .events import VERSION, TakeFeed, feeds
 from .thumbnails import segment_thumbnail
 
@@ -27,14 +31,14 @@ TYPES = {"thumbnail": "image/webp", "video": "video/mp4"}
 # A finished chunk of a take never changes.
 FOREVER = {"Cache-Control": "private, max-age=86400, immutable"}
 GONE = {"Cache-Control": "no-store"}
-CACHED_THUMBNAILS = 256
+KEPT_THUMBNAILS = 256
 
 
 class TakeRoutes:
-    """Handlers with a small cache of thumbnails, which are made when a page first asks."""
+    """Handlers. Thumbnails are made when a page first asks, and the newest kept in core's folder for passing files."""
 
     def __init__(self) -> None:
-        self._thumbnails: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._thumbnails: deque[Path] = deque()
         self._at_work = asyncio.Semaphore(1)  # rendering needs the processor more than pages do
 
     def register(self, routes: web.RouteTableDef) -> None:
@@ -44,55 +48,47 @@ class TakeRoutes:
     async def takes(self, _: web.Request) -> web.Response:
         return web.json_response({"version": VERSION, "takes": feeds().states()}, headers=GONE)
 
-    async def part(self, request: web.Request) -> web.Response:
+    async def part(self, request: web.Request) -> web.StreamResponse:
         take, chunk, part = (request.match_info[name] for name in ("take", "chunk", "part"))
         if not IDENTIFIER.fullmatch(take) or not CHUNK.fullmatch(chunk) or part not in TYPES:
             return refused(
                 f"{request.path!r:.120} is no part of a take; ask for /helios/takes/<id>/<chunk>/thumbnail or video."
             )
         feed = feeds().get(take)
-        data = None if feed is None else await self._data(feed, int(chunk), part)
-        if data is None:
+        find = self._thumbnail if part == "thumbnail" else _video
+        file = None if feed is None else await find(feed, int(chunk))
+        if file is None:
             return web.Response(status=204, headers=GONE)
-        return ranged(request, data, TYPES[part])
-
-    async def _data(self, feed: TakeFeed, chunk: int, part: str) -> bytes | None:
-        if part == "video":
-            return await asyncio.to_thread(feed.segment, chunk)
-        made = feed.thumbnail(chunk) or self._thumbnails.get((feed.id, chunk))
-        if made is not None:
-            return made
-        async with self._at_work:
-            made = await asyncio.to_thread(_made_from_segment, feed, chunk)
-        if made is not None:
-            self._thumbnails[feed.id, chunk] = made
-            while len(self._thumbnails) > CACHED_THUMBNAILS:
-                self._thumbnails.popitem(last=False)
-        return made
-
-
-def _made_from_segment(feed: TakeFeed, chunk: int) -> bytes | None:
-    segment = feed.segment(chunk)
-    return None if segment is None else segment_thumbnail(segment, feed.progress.fps)
-
-
-def ranged(request: web.Request, data: bytes, content_type: str) -> web.Response:
-    """All of ``data``, or the range that a player asks for when it seeks."""
-    headers = {**FOREVER, "Accept-Ranges": "bytes"}
-    try:
-        wanted = request.http_range
         # The last no bytes, which aiohttp takes for all of them.
         if NO_BYTES.fullmatch(request.headers.get("Range", "")):
-            raise ValueError
-    except ValueError:
-        return web.Response(status=416, headers={"Content-Range": f"bytes */{len(data)}"})
-    if wanted.start is None and wanted.stop is None:
-        return web.Response(body=data, content_type=content_type, headers=headers)
-    start, stop, _ = slice(wanted.start, wanted.stop).indices(len(data))
-    if start >= stop:
-        return web.Response(status=416, headers={"Content-Range": f"bytes */{len(data)}"})
-    headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
-    return web.Response(status=206, body=data[start:stop], content_type=content_type, headers=headers)
+            return web.Response(status=416, headers={"Content-Range": f"bytes */{file.stat().st_size}"})
+        return web.FileResponse(file, headers={**FOREVER, "Content-Type": TYPES[part]})
+
+    async def _thumbnail(self, feed: TakeFeed, chunk: int) -> Path | None:
+        file = Path(folder_paths.get_temp_directory()) / f"helios-{feed.id}-{chunk}.webp"
+        if not file.exists():
+            async with self._at_work:
+                await asyncio.to_thread(self._make_thumbnail, feed, chunk, file)
+        return file if file.exists() else None
+
+    def _make_thumbnail(self, feed: TakeFeed, chunk: int, file: Path) -> None:
+        if file.exists():  # made for a request that came before
+            return
+        made = feed.thumbnail(chunk)
+        segment = feed.segment(chunk) if made is None else None
+        if segment is not None:
+            made = segment_thumbnail(segment, feed.progress.fps)
+        if made is None:
+            return
+        write_atomically(file, made, durable=False)
+        self._thumbnails.append(file)
+        if len(self._thumbnails) > KEPT_THUMBNAILS:
+            with contextlib.suppress(OSError):  # gone, or being sent by Windows
+                self._thumbnails.popleft().unlink()
+
+
+async def _video(feed: TakeFeed, chunk: int) -> Path | None:
+    return await asyncio.to_thread(feed.segment_file, chunk)
 
 
 def refused(sentence: str) -> web.Response:

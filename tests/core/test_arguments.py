@@ -6,8 +6,9 @@ import pytest
 
 from helios_core.commands.cli import main
 from helios_core.errors import HeliosError
-from helios_core.pipeline import HeliosPipeline, chunk_count
+from helios_core.pipeline import HeliosPipeline
 from helios_core.samplers import BaseSampler, DMDSampler, SchedulerConfig
+from helios_core.take.film import chunk_count
 
 HANG_SECONDS = 30
 

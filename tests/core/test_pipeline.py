@@ -1,11 +1,16 @@
 """Distilled text-to-video against diffusers' HeliosPyramidPipeline: same weights, embeddings and generator."""
 
+import inspect
+
 import pytest
 import torch
 from helios_benchmarks.oracle import ReferencePyramid
 
 from helios_core.errors import HeliosError
 from helios_core.pipeline import HeliosPipeline
+from helios_core.take.film import Film
+from helios_core.take.prompts import PromptSchedule
+from helios_core.take.source import TransformerChunks
 
 CHUNKS = 3
 
@@ -109,6 +114,43 @@ def test_stream_equals_call(ours):
     assert torch.equal(torch.cat([chunk.frames for chunk in chunks], dim=1), whole.frames)
 
 
+def test_seed_changes_equal_a_film_begun_there(ours):
+    """Chunk 1 with another seed, by hand: the history after chunk 0 and a generator of that seed."""
+    call = {"prompt": "a boat", "height": 64, "width": 64, "output_type": "latent"}
+    first, second, third = ours.stream(**call, num_frames=99, seed_changes="1: 7")
+    plain = ours(**call, num_frames=99).latents.split(9, dim=2)
+    assert torch.equal(first.latents, plain[0]) and not torch.equal(second.latents, plain[1])
+    source = TransformerChunks(
+        ours.transformer,
+        ours.sampler(),
+        PromptSchedule(((0, ours.encode_prompt("a boat")),)),
+        None,
+        1.0,
+        torch.Generator().manual_seed(1234),
+        ours.device,
+        ours.dtype,
+        str,
+    )
+    by_hand = list(Film(source, first.history, 2, seed=7).chunks())
+    assert torch.equal(by_hand[0].latents, second.latents) and torch.equal(by_hand[1].latents, third.latents)
+
+
+def test_the_callers_generator_moves_on(ours):
+    """As diffusers' does: another clip from the same generator is another clip, and both in a row are one stream."""
+    generator = torch.Generator().manual_seed(0)
+    call = {"prompt": "a boat", "height": 64, "width": 64, "num_frames": 33, "output_type": "latent"}
+    clips = [ours(**call, generator=generator).latents for _ in range(2)]
+    assert not torch.equal(*clips)
+    assert torch.equal(clips[0], ours(**call, generator=torch.Generator().manual_seed(0)).latents)
+
+
+def test_signatures_show_every_keyword(ours):
+    shown = [inspect.signature(method).parameters for method in (ours.stream, ours.__call__)]
+    assert list(shown[0]) == [name for name in shown[1] if name != "self"]
+    assert {"prompt", "height", "generator", "seed_changes"} <= shown[0].keys()
+    assert not any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in shown[0].values())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -122,6 +164,6 @@ def test_stream_equals_call(ours):
     ],
 )
 def test_bad_input_is_refused_before_sampling(ours, changes, message, monkeypatch):
-    monkeypatch.setattr(ours.transformer, "velocity", lambda *_: pytest.fail("sampling started"))
+    monkeypatch.setattr(ours.transformer, "forward", lambda *_: pytest.fail("sampling started"))
     with pytest.raises(HeliosError, match=message):
         ours(**({"prompt": "a boat", "width": 64, "height": 64, "num_frames": 33} | changes))

@@ -18,9 +18,11 @@ from safetensors.torch import save_file
 from helios_core.commands.cli import main
 from helios_core.errors import HeliosError
 from helios_core.pipeline import HeliosPipeline
+from helios_core.take.chunk import Chunk
+from helios_core.take.film import chunk_key, start_key
 from helios_core.take.fingerprint import file_fingerprint, fingerprint
 from helios_core.take.history import History
-from helios_core.take.store import PART_SUFFIX, ChunkStore, StoredChunk, chunk_key, start_key
+from helios_core.take.store import PART_SUFFIX, ChunkStore
 from helios_core.take.take import Take
 from helios_core.video.growing import GrowingVideo, TakeVideo, VideoSettings, check_audio, encode_segment
 from helios_core.video.writer import read_video
@@ -29,10 +31,10 @@ SETTINGS = VideoSettings(64, 32)
 PREVIOUS = "0" * 40
 
 
-def chunk(seed: int = 0) -> StoredChunk:
+def chunk(seed: int = 0) -> Chunk:
     generator = torch.Generator().manual_seed(seed)
     latents = torch.randn(1, 16, 9, 8, 8, generator=generator)
-    return StoredChunk(latents, History.empty(64, 64).after(latents, generator, seed))
+    return Chunk(0, latents, History.empty(64, 64).after(latents, generator, seed))
 
 
 def frames(seed: int = 0) -> torch.Tensor:
@@ -47,7 +49,7 @@ def store(tmp_path) -> ChunkStore:
     return store
 
 
-def same(a: StoredChunk, b: StoredChunk) -> bool:
+def same(a: Chunk, b: Chunk) -> bool:
     tensors = [(a.latents, b.latents)]
     tensors += [(getattr(a.history, n), getattr(b.history, n)) for n in ("latents", "anchor", "random_state")]
     plain = (replace(x.history, latents=None, anchor=None, random_state=None) for x in (a, b))
@@ -89,7 +91,8 @@ def test_fingerprints_see_closures_slots_and_module_weights():
 def test_fingerprints_are_equal_in_another_process():
     values = "{'b': {3, 1, 'x'}, 'a': [torch.arange(5), 1.5, torch.float16], 'c': DMDSampler()}"
     program = (
-        "import torch; from helios_core.fingerprint import fingerprint; from helios_core.samplers import DMDSampler; "
+        "import torch; from helios_core.take.fingerprint import fingerprint; "
+        "from helios_core.samplers import DMDSampler; "
         f"print(fingerprint({values}))"
     )
     results = set()
@@ -159,7 +162,7 @@ def test_damage_is_named_removed_and_made_again(store, caplog, damage):
         data = bytearray(store.chunk_file("b").read_bytes())
     path.write_bytes({"cut": data[: len(data) // 2], "empty": b""}.get(damage, data))
     take = Take(store, "take", {})
-    found = take.chunk(0, "a", PREVIOUS, chunk)
+    found = take.chunk("a", PREVIOUS, chunk)
     assert not found.reused and same(store.get_chunk("a"), chunk())
     assert path.name in caplog.text and "damaged" in caplog.text
 
@@ -205,10 +208,10 @@ def test_eviction_takes_what_was_used_longest_ago(store):
 def test_eviction_spares_a_running_take(store):
     store.max_bytes = 1
     take = Take(store, "take", {})
-    for index, key in enumerate("abc"):
+    for key in "abc":
         aged(store, 4000)  # as if every chunk took over an hour, at whose end the take touches its files
         store.touch("abc")
-        take.chunk(index, key, PREVIOUS, chunk)
+        take.chunk(key, PREVIOUS, chunk)
     assert all(store.chunk_file(key).exists() for key in "abc")
     aged(store, 4000)
     store.put_chunk("d", PREVIOUS, chunk())
@@ -216,7 +219,7 @@ def test_eviction_spares_a_running_take(store):
 
 
 def test_clear(store):
-    Take(store, "take", {}).chunk(0, "a", PREVIOUS, chunk)
+    Take(store, "take", {}).chunk("a", PREVIOUS, chunk)
     assert store.clear() > 0
     assert store.size() == 0 and not list(store.takes.iterdir())
 
@@ -254,7 +257,7 @@ def test_processes_share_a_folder(store, caplog):
 
 def test_manifest_tells_people(store):
     take = Take(store, "my take", {"prompt": "ein Boot – мир", "seed": 3})
-    take.chunk(0, "a", PREVIOUS, chunk)
+    take.chunk("a", PREVIOUS, chunk)
     take.in_video(0, store.folder / "film.mp4")
     take.end("finished")
     text = (store.takes / "my take.json").read_text(encoding="utf-8")
@@ -395,7 +398,7 @@ def test_the_same_frames_give_the_same_segment_whatever_was_in_memory(tmp_path):
     save_file({str(i): frames(i) for i in range(3)}, tmp_path / "frames.safetensors")
     program = (
         "import hashlib, sys; from safetensors.torch import load_file\n"
-        "from helios_core.take_video import VideoSettings, encode_segment\n"
+        "from helios_core.video.growing import VideoSettings, encode_segment\n"
         "for _, frames in sorted(load_file(sys.argv[1]).items()):\n"
         "    print(hashlib.md5(encode_segment(frames, VideoSettings(64, 32))).hexdigest())"
     )

@@ -117,7 +117,7 @@ def test_prepared_inputs_equal_raw_ones():
     given = inputs(SIZES[1], batch=2)
     text = ours.prepare_text(given["text"])
     history = ours.prepare_history(given["history_short"], given["history_mid"], given["history_long"])
-    assert torch.equal(ours(given["latents"], given["timestep"], text, history), ours(**given))
+    assert torch.equal(ours(given["latents"], given["timestep"], text, history=history), ours(**given))
 
 
 @torch.no_grad()

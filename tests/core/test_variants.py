@@ -148,13 +148,19 @@ def test_schedule_changes_only_later_chunks(pipelines):
         ({"image": torch.zeros(2, 3, 64, 64)}, "batch of 2 for 1 prompts"),
         ({"negative_prompt": ["a", "b"], "guidance_scale": 5.0}, "negative_prompt has a batch of 2 for 1"),
         ({"video": []}, "video has no frames"),
-        ({"keep_first_frame": False}, "keep_first_frame is not a keyword"),
         ({"prompt": None, "prompt_schedule": []}, "prompt schedule begins"),
     ],
 )
 def test_bad_input_is_refused_before_sampling(pipelines, changes, message, monkeypatch):
     _, ours = pipelines("mid")
-    monkeypatch.setattr(ours.transformer, "velocity", lambda *_: pytest.fail("sampling started"))
+    monkeypatch.setattr(ours.transformer, "forward", lambda *_: pytest.fail("sampling started"))
     call = {"prompt": "a boat", "width": 64, "height": 64, "num_frames": 33, "guidance_scale": 1.0}
     with pytest.raises(HeliosError, match=message):
         ours(**(call | changes))
+
+
+def test_an_unknown_keyword_fails_as_in_python(pipelines):
+    """Diffusers' keep_first_frame=False crashes in the middle; here the keyword does not exist."""
+    _, ours = pipelines("mid")
+    with pytest.raises(TypeError, match="keep_first_frame"):
+        ours(prompt="a boat", keep_first_frame=False)

@@ -30,10 +30,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from helios_core.errors import HeliosError
+from helios_core.take.chunk import Chunk
 from helios_core.take.fingerprint import fingerprint
 from helios_core.take.history import CUDA_STATE_BYTES, History
 from helios_core.take.history_file import load_history, save_history
-from helios_core.take.store import ChunkStore, StoredChunk
+from helios_core.take.store import ChunkStore
 from helios_core.take.take import Take, check_name
 from helios_core.video.growing import GrowingVideo, VideoSettings, encode_segment
 from helios_core.video.writer import read_video
@@ -63,8 +64,8 @@ def renders_from(loaded):
     assert loaded.seed is None or 0 <= loaded.seed < 2**64
     if loaded.random_state is not None and len(loaded.random_state) == CUDA_STATE_BYTES:
         return  # of a device that need not be here
-    drawn = torch.randn(loaded.chunk_shape, generator=loaded.generator(loaded.seed or 0))
-    assert loaded.after(drawn, loaded.generator(0), 0).chunk == loaded.chunk + 1
+    drawn = torch.randn(loaded.chunk_shape, generator=loaded.seeded(torch.Generator(), loaded.seed or 0))
+    assert loaded.after(drawn, loaded.seeded(torch.Generator(), 0), 0).chunk == loaded.chunk + 1
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +152,7 @@ def stored(tmp_path_factory):
 
 def chunk():
     after = history()
-    return StoredChunk(after.latents[:, :, -9:].clone(), after)
+    return Chunk(after.chunk - 1, after.latents[:, :, -9:].clone(), after)
 
 
 @functools.cache

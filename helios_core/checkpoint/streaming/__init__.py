@@ -1,7 +1,8 @@
 """Small memory: a transformer and a text encoder whose blocks pass through the device one after another."""
 
+from .buffers import Piece
 from .load import OFFLOADS, check_offload, stream_transformer
-from .sources import BlockSource, DiskBlocks, Piece, PinnedBlocks, Stored
+from .sources import BlockSource, DiskBlocks, PinnedBlocks, Stored
 from .stream import BlockStream
 from .transformer import StreamedTransformer
 

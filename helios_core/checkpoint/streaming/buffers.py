@@ -5,19 +5,25 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..load import keeps_float32
 
-if TYPE_CHECKING:
-    from .sources import Piece
-
 # A power of two, because torch's page-locked allocator rounds up to one.
 STAGING_BYTES = 32 << 20
 _ALIGNMENT = 256
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Part of a parameter in host memory: flat ``numbers``, from number ``first`` on, in the type of storage."""
+
+    name: str
+    first: int
+    numbers: Tensor
+    factor: float | None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...errors import HeliosError
 from ..header import TensorEntry
-from .buffers import STAGING_BYTES, BlockLayout, Staging
+from .buffers import STAGING_BYTES, BlockLayout, Piece, Staging
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,6 @@ class Stored:
     path: Path
     entry: TensorEntry
     factor: float | None = None
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Part of a parameter in host memory: flat ``numbers``, from number ``first`` on, in the type of storage."""
-
-    name: str
-    first: int
-    numbers: Tensor
-    factor: float | None
 
 
 class BlockSource(Protocol):

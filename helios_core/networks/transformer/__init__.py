@@ -2,6 +2,7 @@
 
 from .attention_backends import ATTENTION_NAMES, choose_attention, is_exact_attention
 from .model import HeliosTransformer, TransformerConfig
+from .options import check_speed_options
 from .prepared import PreparedHistory, PreparedText
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "PreparedHistory",
     "PreparedText",
     "TransformerConfig",
+    "check_speed_options",
     "choose_attention",
     "is_exact_attention",
 ]

@@ -178,7 +178,7 @@ class HeliosTransformer(nn.Module):
 
         The weights must stay where they are. ``capture`` records (see :mod:`graphs`).
         """
-        self._graphed = GraphedForward(self.prepared_forward, self._rope.held, capture)
+        self._graphed = GraphedForward(self._predict, self._rope.held, capture)
 
     # --- once per prompt, once per chunk -------------------------------------------------------------------
 
@@ -210,40 +210,45 @@ class HeliosTransformer(nn.Module):
         latents: Tensor,
         timestep: Tensor,
         text: Tensor | PreparedText,
-        history_short: Tensor | PreparedHistory | None = None,
+        history_short: Tensor | None = None,
         history_mid: Tensor | None = None,
         history_long: Tensor | None = None,
+        *,
+        history: PreparedHistory | None = None,
+        attention: AttentionFunction | None = None,
+        run_block: RunBlock | None = None,
     ) -> Tensor:
         """Velocity [B,16,T,h,w] of noisy ``latents`` [B,16,T,h,w] at ``timestep`` [B] (0..1000).
 
-        ``text`` is [B,512,text_dim] or what :meth:`prepare_text` made of it; ``history_short`` takes what
-        :meth:`prepare_history` made of all three history tensors. Without history, frames start at position 0.
+        Args:
+            text: [B,512,text_dim], or what :meth:`prepare_text` made of it.
+            history_short, history_mid, history_long: as for :meth:`prepare_history`; without any, frames start at
+                position 0.
+            history: what :meth:`prepare_history` made, in place of the three.
+            attention, run_block: a host application's own attention, and its way to run a block.
 
         Raises:
-            HeliosError: wrong shapes, or only some of the three history tensors.
+            HeliosError: wrong shapes, only some of the three history tensors, or prepared history beside them.
         """
-        history = self._as_prepared_history(history_short, history_mid, history_long)
+        if history is None:
+            history = self._prepared_history(history_short, history_mid, history_long)
+        elif any(part is not None for part in (history_short, history_mid, history_long)):
+            raise HeliosError("history is given prepared and as tensors; pass one of them.")
         if not isinstance(text, PreparedText):
             text = self.prepare_text(text.to(latents.dtype))
-        run = self.prepared_forward if self._graphed is None else self._graphed
-        return run(latents, timestep, text, history)
+        if self._graphed is not None and attention is None and run_block is None:
+            return self._graphed(latents, timestep, text, history)
+        return self._predict(latents, timestep, text, history, attention, run_block)
 
-    def prepared_forward(
-        self, latents: Tensor, timestep: Tensor, text: PreparedText, history: PreparedHistory | None
-    ) -> Tensor:
-        """:meth:`forward` with everything prepared."""
-        return self.velocity(latents, timestep, text, history, self.attention, self.run_block)
-
-    def velocity(
+    def _predict(
         self,
         latents: Tensor,
         timestep: Tensor,
         text: PreparedText,
         history: PreparedHistory | None,
-        attention: AttentionFunction,
-        run_block: RunBlock,
+        attention: AttentionFunction | None = None,
+        run_block: RunBlock | None = None,
     ) -> Tensor:
-        """:meth:`prepared_forward` for a host application that chooses attention and wraps blocks."""
         self._check_latents(latents, timestep)
         x = self.patch_embedding(latents)
         frames, height, width = x.shape[2:]
@@ -257,6 +262,7 @@ class HeliosTransformer(nn.Module):
             rope = torch.cat([history.rope, rope])
 
         embedding, history_modulation, noisy_modulation = self._modulation(timestep, x.dtype)
+        attention, run_block = attention or self.attention, run_block or self.run_block
         context = BlockContext(history_length, history_modulation, noisy_modulation, rotation(rope), attention)
         last = len(self.blocks) - 1
         for index, keys_values in enumerate(text.keys_values):
@@ -288,11 +294,7 @@ class HeliosTransformer(nn.Module):
 
     # --- checks --------------------------------------------------------------------------------------------
 
-    def _as_prepared_history(self, short, mid, long) -> PreparedHistory | None:
-        if isinstance(short, PreparedHistory):
-            if mid is not None or long is not None:
-                raise HeliosError("history_mid and history_long must be None when history_short is prepared history.")
-            return short
+    def _prepared_history(self, short, mid, long) -> PreparedHistory | None:
         given = [part is not None for part in (short, mid, long)]
         if not any(given):
             return None

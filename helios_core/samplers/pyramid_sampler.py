@@ -22,8 +22,8 @@ class PyramidSampler:
     """Settings of the Mid sampler; the defaults are the released ones.
 
     ``steps`` per stage; ``solver`` is ``unipc`` or ``euler``. With ``zero_star`` the caller's guidance is
-    :func:`helios_core.guidance.guide_zero_star`, and ``zero_init`` gives steps 0 to ``zero_steps`` inclusive of
-    stage 0 a velocity of zero, where guidance is on (DESIGN section 6.7).
+    :func:`.guidance.guide_zero_star`, and ``zero_init`` gives steps 0 to ``zero_steps`` inclusive of stage 0 a velocity
+    of zero, where guidance is on (DESIGN section 6.7).
     """
 
     steps: tuple[int, ...] = MID.steps

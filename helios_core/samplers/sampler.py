@@ -1,0 +1,41 @@
+"""What the three samplers have in common."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .step import OnStep, Velocity
+
+
+class ChunkSampler(Protocol):
+    """Settings of one sampler; :meth:`sample` makes one chunk."""
+
+    @property
+    def variant(self) -> str:
+        """The variant whose weights it was made for: base, mid or distilled."""
+
+    @property
+    def zero_star(self) -> bool:
+        """Whether guidance is CFG-Zero*."""
+
+    @property
+    def size_multiple(self) -> int:
+        """Pixels that width and height must be divisible by."""
+
+    def total_steps(self, chunk: int) -> int:
+        """Steps in chunk number ``chunk``."""
+
+    def sample(
+        self,
+        velocity: Velocity,
+        noise: Tensor,
+        generator: torch.Generator,
+        chunk: int,
+        guided: bool = False,
+        on_step: OnStep | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Noise [B,16,9,H/8,W/8] -> the chunk's latents of that shape, normalised model space."""

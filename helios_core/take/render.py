@@ -1,0 +1,82 @@
+"""A film to a file, chunk by chunk: sampled or found, decoded, encoded, kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ..errors import HeliosError
+from ..video.segments import VideoSettings
+from .chunk import Chunk
+from .history import History
+from .take import Take
+from .video import TakeVideo, segment_key
+
+
+class FilmObserver(Protocol):
+    """What a front end is told while its film is rendered."""
+
+    def decoding(self, chunk: Chunk) -> None:
+        """The chunk's latents are there."""
+
+    def decoded(self, chunk: Chunk, frames: Tensor | None) -> None:
+        """The chunk's frames, uint8 [33,H,W,3], wait to be encoded; None where its encoded part was stored."""
+
+    def on_disk(self, index: int, reused: bool, segment: str) -> None:
+        """The chunk is in the growing file, its encoded part stored as ``segment``; called on the video's thread."""
+
+    def writing(self) -> None:
+        """All chunks are there; the finished file is being written."""
+
+
+def render_film(
+    chunks: Iterable[Chunk],
+    take: Take,
+    growing: Path,
+    settings: VideoSettings,
+    vae: str,
+    decode: Callable[[Tensor], Tensor],
+    publish: Callable[[Path], Path],
+    observer: FilmObserver,
+    audio: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> tuple[Path, History]:
+    """Renders ``chunks``, which ``take`` keeps, into one MP4 in constant memory.
+
+    Args:
+        growing: the file that is playable while it renders, ``<name>.partial.mp4``.
+        vae: fingerprint of what decodes.
+        decode: a chunk's latents -> uint8 frames [33,H,W,3] on the CPU.
+        publish: given the finished file under a temporary name, renames it and returns its name.
+        audio, metadata: as for :meth:`TakeVideo.finish`.
+
+    Returns:
+        The file, and the history after its last chunk.
+
+    Raises:
+        HeliosError: a disk is full, the encoder failed, or a chunk cannot be made; finished chunks are kept.
+    """
+    begun: list[tuple[int, bool, str]] = []  # names alone: tensors would add up to the film's length
+
+    def on_disk(position: int, video: Path) -> None:
+        take.in_video(position, video)
+        observer.on_disk(*begun[position])
+
+    history: History | None = None
+    with take, TakeVideo(growing, settings, take.store, vae, take.resume, on_disk) as video:
+        for chunk in chunks:
+            begun.append((chunk.index, chunk.reused, segment_key(chunk.key, vae, settings)))
+            observer.decoding(chunk)
+            frames = video.add(chunk.key, partial(decode, chunk.latents))
+            observer.decoded(chunk, frames)
+            history = chunk.history
+        observer.writing()
+        path = video.finish(publish, audio, metadata)
+        take.end("finished", path)
+    if history is None:
+        raise HeliosError("a film needs at least one chunk.")
+    return path, history

@@ -1,0 +1,59 @@
+"""An AAC track for a film."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+from torch import Tensor
+
+from ..errors import HeliosError
+
+LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
+AAC_FRAME = 1024
+
+
+class SoundTrack:
+    """Encodes as far as the picture has come, so that neither waits for the other in memory."""
+
+    def __init__(self, container: Any, audio: Mapping[str, Any]):
+        self._waveform, self._rate = check_audio(audio), int(audio["sample_rate"])
+        self._container = container
+        self._layout = LAYOUTS[self._waveform.shape[0]]
+        self._stream = container.add_stream("aac", rate=self._rate, layout=self._layout)
+        self._done = 0
+
+    def write_until(self, seconds: Fraction) -> None:
+        end = min(round(seconds * self._rate), self._waveform.shape[1])
+        while self._done < end:
+            stop = min(self._done + AAC_FRAME, end)
+            samples = np.ascontiguousarray(self._waveform[:, self._done : stop].float().cpu().numpy())
+            frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=self._layout)
+            frame.sample_rate, frame.pts, frame.time_base = self._rate, self._done, Fraction(1, self._rate)
+            self._container.mux(self._stream.encode(frame))
+            self._done = stop
+
+    def finish(self) -> None:
+        self._container.mux(self._stream.encode(None))
+
+
+def check_audio(audio: Mapping[str, Any]) -> Tensor:
+    """The samples [C,S] of an AUDIO's first clip.
+
+    Raises:
+        HeliosError: a channel count or a sample rate that AAC does not have.
+    """
+    waveform, rate = audio["waveform"], int(audio["sample_rate"])
+    channels = waveform.shape[1] if waveform.ndim == 3 else 0
+    if channels not in LAYOUTS or not waveform.shape[0]:
+        raise HeliosError(
+            f"audio has shape {list(waveform.shape)}; give [1, channels, samples] with 1, 2 or 6 channels."
+        )
+    rates = sorted(av.codec.Codec("aac", "w").audio_rates or ())
+    if rates and rate not in rates:
+        nearest = min(rates, key=lambda known: abs(known - rate))
+        raise HeliosError(f"audio has sample_rate={rate}, which AAC does not support; resample it to {nearest}.")
+    return waveform[0]

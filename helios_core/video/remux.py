@@ -1,0 +1,79 @@
+"""Encoded pictures copied, packet by packet, from one MP4 into another: nothing is encoded twice."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+
+from .audio import SoundTrack
+from .writer import metadata_texts
+
+# A fragment says at which time it begins. Without `frag_discont` and `avoid_negative_ts` FFmpeg would move each one to
+# time 0; an edit list, which it writes instead, belongs into the header, which only the first fragment has.
+_FRAGMENT = {
+    "movflags": "empty_moov+frag_custom+default_base_moof+frag_discont+skip_trailer",
+    "avoid_negative_ts": "make_non_negative",
+    "use_editlist": "0",
+}
+
+
+def as_fragment(segment: bytes, number: int, begin: Fraction) -> tuple[bytes, Fraction]:
+    """A segment as fragment ``number``, from 0, of a fragmented MP4, and the time in seconds at which it ends.
+
+    The fragments of a film are its file: each begins where the one before ended, and number 0 carries the header.
+    """
+    file = io.BytesIO()
+    options = {**_FRAGMENT, "fragment_index": str(number + 1)}
+    with av.open(io.BytesIO(segment)) as source, av.open(file, "w", format="mp4", options=options) as container:
+        copy = _add_copy(container, source)
+        container.start_encoding()
+        header = file.tell()
+        *_, end = _copied(source, copy, container, begin)
+    return file.getvalue()[header if number else 0 :], end
+
+
+def finish_video(
+    partial: Path, target: Path, audio: Mapping[str, Any] | None = None, metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Makes a normal MP4 of a growing one: index in front, since players seek badly in fragments and some refuse them.
+
+    Args:
+        audio: ComfyUI's AUDIO, for an AAC track; cut to the video's length.
+        metadata: stored as one JSON text per key.
+    """
+    options = {"movflags": "use_metadata_tags+faststart"}
+    with av.open(str(partial)) as source, av.open(str(target), "w", format="mp4", options=options) as container:
+        container.metadata.update(metadata_texts(metadata or {}))
+        copy = _add_copy(container, source)
+        sound = None if audio is None else SoundTrack(container, audio)
+        for end in _copied(source, copy, container):
+            if sound is not None:
+                sound.write_until(end)
+        if sound is not None:
+            sound.finish()
+
+
+def _add_copy(container: Any, source: Any) -> Any:
+    """A stream of ``container`` for the packets of the pictures in ``source``."""
+    stream = source.streams.video[0]
+    copy = container.add_stream_from_template(stream)
+    copy.codec_context.codec_tag = stream.codec_context.codec_tag  # hvc1, else the muxer writes hev1
+    return copy
+
+
+def _copied(source: Any, copy: Any, container: Any, begin: Fraction = Fraction(0)) -> Iterator[Fraction]:
+    """Writes every packet ``begin`` seconds later, and yields when its picture ends."""
+    for packet in source.demux(source.streams.video[0]):
+        if packet.dts is None:  # the end of the file
+            continue
+        shift = int(begin / packet.time_base)
+        packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+        end = (packet.pts + packet.duration) * packet.time_base
+        packet.stream = copy
+        container.mux(packet)
+        yield end

@@ -1,0 +1,73 @@
+"""The chunks of one node: what its inputs make of a film, and what its chunks depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from ...helios_core.errors import HeliosError
+from ...helios_core.take.film import check_film
+from ...helios_core.take.history import History
+from .guider import HeliosGuider, OnStep
+from .identity import conditioning_identity, model_identity, sampler_identity
+from .sampler import HeliosSampler, check_model, check_options
+from .schedule import conditioning_at, schedule_of
+
+
+class NodeChunks:
+    """A ``ChunkSource`` (``helios_core.take.film``) over a MODEL; ``on_step`` is set before the first chunk.
+
+    Raises:
+        HeliosError: an input that does not fit the others.
+    """
+
+    def __init__(
+        self, model: Any, positive: list, negative: list, cfg: float, sampler: Any, history: History, num_chunks: int
+    ):
+        if not isinstance(sampler, HeliosSampler):
+            raise HeliosError(
+                f"sampler is a {type(sampler).__name__}, not a Helios sampler; connect a Helios sampler node."
+            )
+        check_model(model.model, model.get_model_object("model_sampling"), sampler.settings)
+        check_options(model.model_options, sampler.settings, cfg > 1)
+        check_film(sampler.settings, history, num_chunks)
+        for name, conditioning in (("positive", positive), ("negative", negative)):
+            check_conditioning(name, conditioning)
+        self.model, self.positive, self.negative = model, positive, negative
+        self.guider = HeliosGuider(model, cfg, sampler)
+        self.steps = [sampler.settings.total_steps(history.chunk + i) for i in range(num_chunks)]
+        self.on_step: OnStep = lambda *_: None
+
+    def sample(self, history: History, seed: int | None) -> tuple[Tensor, History]:
+        """The next chunk's latents in VAE space [B,16,9,H/8,W/8], and the history after it."""
+        self.guider.set_prompts(*(conditioning_at(x, history.chunk) for x in (self.positive, self.negative)))
+        return self.guider.sample_chunk(history, seed or 0, self.on_step)
+
+    def determined_by(self, history: History) -> Mapping[str, Any]:
+        """Model, sampler, guidance, and the prompts in force."""
+        prompts = {"positive": self.positive}
+        if self.guider.cfg > 1:
+            prompts["negative"] = self.negative
+        in_force = {name: conditioning_identity(conditioning_at(x, history.chunk)) for name, x in prompts.items()}
+        return {**self._fixed, **in_force}
+
+    @cached_property
+    def _fixed(self) -> Mapping[str, Any]:
+        return {
+            "model": model_identity(self.model),
+            "sampler": sampler_identity(self.guider.sampler),
+            "cfg": self.guider.cfg,
+        }
+
+
+def check_conditioning(name: str, conditioning: list) -> None:
+    """Refuses what a pyramid of sizes cannot follow."""
+    if not conditioning:
+        raise HeliosError(f"{name} is empty; connect a CLIP Text Encode node.")
+    for _, options in (entry for _, row in schedule_of(conditioning).rows for entry in row):
+        used = [key for key in ("area", "mask", "control", "gligen") if key in options]
+        if used:
+            raise HeliosError(f"{name} uses {used[0]}, which Helios does not support; remove that conditioning node.")
