@@ -5,20 +5,19 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import comfy.lora
 import comfy.model_patcher
-import comfy.weight_adapter
 import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..helios_core.checkpoint.lora import LoraFile, read_lora
+from ..helios_core.checkpoint.lora import read_lora
 from ..helios_core.errors import HeliosError
 from ..helios_core.networks.transformer import HeliosTransformer
 from .adapters.model import HeliosModel
 from .adapters.sockets import Least
 
 LORAS = "loras"
-KEYS_SHOWN = 20
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +31,8 @@ class HeliosLoraLoader(io.ComfyNode):
             node_id="HeliosLoraLoader",
             display_name="Helios LoRA Loader",
             category="Helios/loaders",
-            description="Applies a LoRA to the Helios transformer: Wan, diffusers, musubi and kohya names, and the "
-            "partial weights of Helios's own training code. Core's Load LoRA takes Wan names only.",
+            description="Applies a LoRA, LoHa or LoKr to the Helios transformer: Wan, diffusers, musubi and kohya "
+            "names, and the partial weights of Helios's own training code. Core's Load LoRA takes Wan names only.",
             search_aliases=["helios lora", "wan lora", "transformer_partial"],
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of a Helios Model Loader."),
@@ -78,12 +77,13 @@ def apply_lora(
     with torch.device("meta"):
         skeleton = HeliosTransformer(**model.model.diffusion_model.config.to_dict())
     lora = read_lora(path, {key: tuple(value.shape) for key, value in skeleton.state_dict().items()})
-    _report(lora, Path(path).name)
+    for warning in lora.warnings():
+        log.warning("%s: %s", Path(path).name, warning)
     patched = model.clone()
-    for name, pairs in lora.low_rank.items():
-        for pair in pairs:
-            weights = (pair.up, pair.down, pair.alpha, pair.mid, pair.dora, None)
-            patched.add_patches({_key(name): comfy.weight_adapter.LoRAAdapter(set(), weights)}, strength)
+    for name, adapters in lora.adapters.items():
+        for adapter in adapters:
+            named = {f"{name}.{role}": tensor for role, tensor in adapter.items()}
+            patched.add_patches(comfy.lora.load_lora(named, {name: _key(name)}, log_missing=False), strength)
     patched.add_patches({_key(name): ("diff", (value,)) for name, value in lora.differences.items()}, strength)
     # (1 - strength) * old + strength * new: core scales the old weight by its second factor first.
     whole = {_key(name): ("diff", (value,)) for name, value in lora.replacements.items()}
@@ -93,15 +93,3 @@ def apply_lora(
 
 def _key(name: str) -> str:
     return f"diffusion_model.{name}"
-
-
-def _report(lora: LoraFile, name: str) -> None:
-    if lora.unmatched:
-        shown = ", ".join(lora.unmatched[:KEYS_SHOWN]) + (", ..." if len(lora.unmatched) > KEYS_SHOWN else "")
-        log.warning("%s: %d keys match nothing in this model and are skipped: %s", name, len(lora.unmatched), shown)
-    if lora.history_only:
-        log.warning(
-            "%s: %d of its LoRAs (q_loras, k_loras, v_loras) were trained on history tokens only and now act on all.",
-            name,
-            lora.history_only,
-        )

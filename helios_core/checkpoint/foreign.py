@@ -19,7 +19,7 @@ class Kind(NamedTuple):
 
 
 LORA, WAN = Kind("a LoRA", "Helios LoRA Loader"), Kind("a Wan 2.1 model")
-_LORA = r".*(\.lora_(A|B|down|up)\b|\.lora\.(down|up)\b|_loras\.(down|up)\b).*"
+_LORA = r".*(\.lora_(A|B|down|up)\b|\.lora\.(down|up)\b|_loras\.(down|up)\b|\.(hada|lokr)_w[12]).*"
 _TEXT = r"(language_model\.)?(model\.)?(embed_tokens\.|layers\.\d+\.(self_attn|mlp|input_layernorm)\b).*|lm_head\..*"
 # A pattern that one of the tensor names matches: first match wins.
 _KINDS = (

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -55,11 +56,12 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class Header:
-    """Tensors by name, and the file's metadata."""
+    """Tensors by name, and the file's metadata; ``data_start`` is where the tensors begin in the file."""
 
     path: Path
     tensors: dict[str, TensorEntry]
     metadata: dict[str, str]
+    data_start: int
 
 
 def read_header(path: str | Path) -> Header:
@@ -70,21 +72,29 @@ def read_header(path: str | Path) -> Header:
     """
     path = Path(path)
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
-            start = file.read(64)
-            _refuse_other_formats(path, start)
-            length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else size
-            if length > LARGEST_HEADER:
-                raise HeliosError(f"{path} is not a safetensors file; download it again.")
-            if 8 + length > size:
-                raise _incomplete(path, f"it ends within its header, after {size:,} bytes")
-            file.seek(8)
-            text = file.read(length)
+            return _read(path, file, path.stat().st_size)
     except FileNotFoundError:
         raise HeliosError(f"{path} is missing; download it again.") from None
     except OSError as error:
         raise HeliosError(f"{path} cannot be read ({error.strerror}); check the path and its permissions.") from None
+
+
+def header_of(data: bytes, path: Path) -> Header:
+    """:func:`read_header` of a file's whole content, which errors call ``path``."""
+    return _read(path, io.BytesIO(data), len(data))
+
+
+def _read(path: Path, file: BinaryIO, size: int) -> Header:
+    start = file.read(64)
+    _refuse_other_formats(path, start)
+    length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else size
+    if length > LARGEST_HEADER:
+        raise HeliosError(f"{path} is not a safetensors file; download it again.")
+    if 8 + length > size:
+        raise _incomplete(path, f"it ends within its header, after {size:,} bytes")
+    file.seek(8)
+    text = file.read(length)
     if len(text) < length:
         raise _incomplete(path, "it ends within its header")
     return _checked(path, _parsed(path, text), 8 + length, size)
@@ -139,7 +149,7 @@ def _checked(path: Path, content: dict[str, Any], base: int, size: int) -> Heade
         raise _incomplete(path, f"it has {size:,} of {end:,} bytes")
     if end < size:
         raise HeliosError(f"{path} has {size - end:,} bytes behind its last tensor; download it again.")
-    return Header(path, tensors, metadata)
+    return Header(path, tensors, metadata, base)
 
 
 def _entry(path: Path, name: str, info: Any, base: int) -> TensorEntry:

@@ -1,7 +1,8 @@
-"""LoRA files of any training tool, as changes to our transformer's parameters.
+"""LoRA files of any training tool, sorted by our parameters and renamed to what ComfyUI's own loader reads.
 
-Formats: diffusers and PEFT (``transformer.X.lora_A.weight``), core's and Wan's (``diffusion_model.X.lora_down``),
-musubi and kohya (``lora_unet_X_with_underscores``), bare names, and the training code's own partial weights.
+Names: diffusers and PEFT (``transformer.X``), core's and Wan's (``diffusion_model.X``), musubi, kohya and LyCORIS
+(``lora_unet_X_with_underscores``), bare ones, and the training code's own partial weights.
+Formats: LoRA with or without DoRA, LoHa, LoKr, differences, whole weights.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,39 +25,36 @@ from .load import quoted
 from .names import native_name, underscored_names
 
 SAFE_SUFFIXES = (".safetensors", ".sft")
-_ROLES = {"lora_A": "down", "lora_B": "up", "lora_down": "down", "lora_up": "up", "lora.down": "down", "lora.up": "up",
-          "lora_mid": "mid", "alpha": "alpha", "dora_scale": "dora", "diff": "diff", "diff_b": "diff_b"}  # fmt: skip
-_KEY = re.compile(
-    r"(?P<module>.+?)\.(?P<role>lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up|lora_mid|alpha|dora_scale|diff_b|diff)"
-    r"(\.default)?(\.weight)?"
-)
-_HISTORY_LORA = re.compile(r"(?P<block>.*blocks\.\d+\.attn1\.)(?P<letter>[qkv])_loras\.(?P<role>down|up)\.weight")
+KEYS_SHOWN = 20
+_LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+_LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
+_EXTRA = ("alpha", "dora_scale")
+# Decompositions of a 2-dimensional convolution, of which Helios has none.
+_TUCKER = ("lora_mid", "hada_t1", "hada_t2", "lokr_t2")
+_UP, _DOWN = "lora_up.weight", "lora_down.weight"
+# The role of a tensor, as files spell it -> as core's loader does.
+_ROLES = {"lora_A": _DOWN, "lora_B": _UP, "lora_down": _DOWN, "lora_up": _UP, "lora.down": _DOWN, "lora.up": _UP}
+_ROLES |= {role: role for role in (*_LOHA, *_LOKR, *_EXTRA, *_TUCKER, "diff_b", "diff")}
+_KEY = re.compile(rf"(?P<module>.+?)\.(?P<role>{'|'.join(map(re.escape, _ROLES))})(\.default)?(\.weight)?")
+_HISTORY_LORA = re.compile(r"\battn1\.([qkv])_loras\.(down|up)\.weight$")
 _UNDERSCORED = ("lora_unet_", "lora_transformer_", "lycoris_")
 # The discriminator's, which only training uses.
 _IGNORED = ("gan_heads.", "gan_final_head.")
 
-
-@dataclass
-class LowRank:
-    """weight += strength * alpha/rank * up @ down; ``alpha`` None stands for the rank."""
-
-    up: Tensor
-    down: Tensor
-    alpha: float | None = None
-    mid: Tensor | None = None
-    dora: Tensor | None = None
+Adapter = dict[str, Tensor]
 
 
 @dataclass
 class LoraFile:
     """What a file changes, by parameter name (ours).
 
-    ``low_rank`` and ``differences`` are added, ``replacements`` stand in the parameter's place. ``unmatched`` are
-    keys without a counterpart in this model; ``history_only`` counts low-rank pairs that the training code applies
-    to history tokens alone.
+    ``adapters`` are the tensors of one change each, by the roles of core's loader: ``lora_up.weight``, ``hada_w1_a``,
+    ``lokr_w1``, ``alpha``, ... They and ``differences`` are added, ``replacements`` stand in the parameter's place.
+    ``unmatched`` are keys without a counterpart in this model; ``history_only`` counts low-rank pairs that the
+    training code applies to history tokens alone.
     """
 
-    low_rank: dict[str, list[LowRank]] = field(default_factory=dict)
+    adapters: dict[str, list[Adapter]] = field(default_factory=dict)
     differences: dict[str, Tensor] = field(default_factory=dict)
     replacements: dict[str, Tensor] = field(default_factory=dict)
     unmatched: list[str] = field(default_factory=list)
@@ -65,7 +63,20 @@ class LoraFile:
     @property
     def count(self) -> int:
         """How many parameters change."""
-        return len(self.low_rank.keys() | self.differences.keys() | self.replacements.keys())
+        return len(self.adapters.keys() | self.differences.keys() | self.replacements.keys())
+
+    def warnings(self) -> list[str]:
+        """What of the file acts otherwise than it was trained, in a sentence each."""
+        told = []
+        if self.unmatched:
+            shown = ", ".join(self.unmatched[:KEYS_SHOWN]) + (", ..." if len(self.unmatched) > KEYS_SHOWN else "")
+            told.append(f"{len(self.unmatched)} keys match nothing in this model and are skipped: {shown}")
+        if self.history_only:
+            told.append(
+                f"{self.history_only} of its LoRAs (q_loras, k_loras, v_loras) were trained on history tokens only and "
+                "now act on all."
+            )
+        return told
 
 
 def read_lora(path: str | Path, parameters: Mapping[str, tuple[int, ...]]) -> LoraFile:
@@ -94,84 +105,96 @@ def match_lora(
     path: Path,
 ) -> LoraFile:
     """Sorts a file's tensors by what they do to which parameter."""
-    modules = {name.rsplit(".", 1)[0] for name in parameters}
-    table = underscored_names(modules)
+    table = underscored_names({name.rsplit(".", 1)[0] for name in parameters})
     result = LoraFile()
-    groups: dict[tuple[str, str], dict[str, Tensor]] = {}
-    keys: dict[tuple[str, str], list[str]] = {}
+    groups: dict[tuple[bool, str], dict[str, str]] = {}
     for key, tensor in tensors.items():
-        replaced = native_name(key)
-        if replaced in parameters:
-            result.replacements[replaced] = _fitting(tensor, parameters[replaced], key, path)
-            continue
-        kind, module, role = _parse(key, table)
-        if f"{module}.weight" not in parameters:
+        whole, plain = native_name(key), _HISTORY_LORA.sub(r"attn1.to_\1.lora_\2.weight", key)
+        module, role = _parse(plain, table)
+        weight = f"{module}.weight"
+        changed = {"diff_b": f"{module}.bias", "diff": module if module in parameters else weight}.get(role, "")
+        if whole in parameters:
+            result.replacements[whole] = _fitting(tensor, parameters[whole], key, path)
+        elif changed in parameters:
+            result.differences[changed] = _fitting(tensor, parameters[changed], key, path)
+        elif weight in parameters:
+            groups.setdefault((plain != key, module), {})[role] = key
+        else:
             result.unmatched.append(key)
-            continue
-        groups.setdefault((kind, module), {})[role] = tensor
-        keys.setdefault((kind, module), []).append(key)
-    for (kind, module), group in groups.items():
-        if not _apply(result, module, group, alphas.get(module, alphas.get("")), parameters, path):
-            result.unmatched.extend(keys[kind, module])
-        elif kind == "history":
-            result.history_only += 1
+    for (is_history, module), keys in groups.items():
+        weight, group = f"{module}.weight", {role: tensors[key] for role, key in keys.items()}
+        adapter = _adapter(module, group, parameters[weight], path)
+        result.unmatched += [key for role, key in keys.items() if role not in adapter]
+        if adapter:
+            _add_alpha(adapter, module, alphas.get(module, alphas.get("")), path)
+            result.adapters.setdefault(weight, []).append(adapter)
+            result.history_only += is_history
     return result
 
 
-def _parse(key: str, table: Mapping[str, str]) -> tuple[str, str, str]:
-    """Kind (``plain`` or ``history``), our module name and role of a key; empty where it is none of a LoRA's."""
-    own = _HISTORY_LORA.fullmatch(key)
-    if own is not None:
-        return "history", _module(f"{own['block']}to_{own['letter']}"), own["role"]
+def _parse(key: str, table: Mapping[str, str]) -> tuple[str, str]:
+    """Our module name and the role of a key; empty where it is none of a LoRA's."""
     match = _KEY.fullmatch(key)
     if match is None:
-        return "plain", "", ""
+        return "", ""
     role = _ROLES[match["role"]]
     for prefix in _UNDERSCORED:
         if match["module"].startswith(prefix):
-            return "plain", table.get(match["module"].removeprefix(prefix), ""), role
-    return "plain", _module(match["module"]), role
+            return table.get(match["module"].removeprefix(prefix), ""), role
+    return _module(match["module"]), role
 
 
 def _module(name: str) -> str:
     return native_name(f"{name}.weight").removesuffix(".weight")
 
 
-def _apply(
-    result: LoraFile,
-    module: str,
-    group: Mapping[str, Tensor],
-    stated: float | None,
-    parameters: Mapping[str, tuple[int, ...]],
-    path: Path,
-) -> bool:
-    """Adds one module's change; False where its tensors do not make one."""
-    weight, used = f"{module}.weight", False
-    for role, name in (("diff", weight), ("diff_b", f"{module}.bias")):
-        if role in group and name in parameters:
-            result.differences[name] = _fitting(group[role], parameters[name], f"{module}.{role}", path)
-            used = True
-    if "up" not in group or "down" not in group:
-        return used
-    up, down, mid = group["up"], group["down"], group.get("mid")
-    shape = parameters[weight]
-    fits = min(up.ndim, down.ndim) > 1 and up.shape[0] == shape[0] and up.shape[1] == down.shape[0]
-    if not fits or (mid is None and math.prod(down.shape[1:]) != math.prod(shape[1:])):
-        raise HeliosError(
-            f"{path} was made for another model: {module} is {list(up.shape)} x {list(down.shape)} there and "
-            f"{list(shape)} here; choose a Wan 2.1 14B or Helios LoRA."
-        )
-    alpha = _number(group["alpha"], f"{module}.alpha", path) if "alpha" in group else stated
-    result.low_rank.setdefault(weight, []).append(LowRank(up, down, alpha, mid, group.get("dora")))
-    return True
+def _product(group: Adapter, name: str) -> Tensor:
+    """A LoKr factor: stored whole, or as two."""
+    return group[name].flatten(1) if name in group else group[f"{name}_a"] @ group[f"{name}_b"]
 
 
-def _number(tensor: Tensor, key: str, path: Path) -> float:
-    if tensor.numel() != 1 or not math.isfinite(number := float(tensor)):
+# Each format's roles, and the matrix that a weight changes by.
+_FORMATS: tuple[tuple[tuple[str, ...], Callable[[Adapter], Tensor]], ...] = (
+    ((_UP, _DOWN), lambda group: group[_UP].flatten(1) @ group[_DOWN].flatten(1)),
+    (_LOHA, lambda group: (group[_LOHA[0]] @ group[_LOHA[1]]) * (group[_LOHA[2]] @ group[_LOHA[3]])),
+    (_LOKR, lambda group: torch.kron(_product(group, "lokr_w1"), _product(group, "lokr_w2"))),
+)
+
+
+def _adapter(module: str, group: Adapter, shape: tuple[int, ...], path: Path) -> Adapter:
+    """Those of a module's tensors that make one change; empty where they make none."""
+    for roles, change in _FORMATS:
+        found = {role: group[role] for role in roles if role in group}
+        try:
+            # Shapes alone: the arithmetic is the loader's.
+            size = change({role: torch.empty(tensor.shape, device="meta") for role, tensor in found.items()}).shape
+        except KeyError:
+            continue  # not this format, or half of it
+        except (RuntimeError, IndexError):
+            size = torch.Size()
+        if any(role in group for role in _TUCKER):
+            raise HeliosError(f"{path} has {module} in a form for 2-dimensional convolutions; save it without Tucker.")
+        if size != (shape[0], math.prod(shape[1:])) or not all(tensor.numel() for tensor in found.values()):
+            told = " x ".join(str(list(tensor.shape)) for tensor in found.values())
+            raise HeliosError(
+                f"{path} was made for another model: {module} is {told} there and {list(shape)} here; choose a "
+                "Wan 2.1 14B or Helios LoRA."
+            )
+        # A convolution's factor as a matrix, which makes the loader's Kronecker product right in any dimension.
+        found |= {"lokr_w2": found["lokr_w2"].flatten(1)} if "lokr_w2" in found else {}
+        return found | {role: group[role] for role in _EXTRA if role in group}
+    return {}
+
+
+def _add_alpha(adapter: Adapter, module: str, stated: float | None, path: Path) -> None:
+    """Checks the tensor's own alpha, or adds the one that the metadata states."""
+    if stated is not None:
+        adapter.setdefault("alpha", torch.tensor(stated, dtype=torch.float64))
+    alpha = adapter.get("alpha", torch.ones(()))
+    if alpha.numel() != 1 or not math.isfinite(float(alpha)):
         raise HeliosError(
-            f"{path} has {shortened(key)} of {list(tensor.shape)}, which is no one number; save it again."
+            f"{path} has {shortened(f'{module}.alpha')} of {list(alpha.shape)}, which is no one number; save it again."
         )
-    return number
 
 
 def _fitting(tensor: Tensor, shape: tuple[int, ...], key: str, path: Path) -> Tensor:

@@ -22,8 +22,9 @@ METADATA_KEY = "_quantization_metadata"
 FP8_FORMAT = "float8_e4m3fn"
 # Formats that are one narrow number times one scale, which is all that the headless library multiplies out.
 SCALED_FORMATS = ("float8_e4m3fn", "float8_e5m2")
+SCALE = ".weight_scale"
 MARKER = "scaled_fp8"
-_COMPANIONS = (".comfy_quant", ".weight_scale", ".weight_scale_2", ".input_scale", ".pre_quant_scale",
+_COMPANIONS = (".comfy_quant", SCALE, ".weight_scale_2", ".input_scale", ".pre_quant_scale",
                ".scale_weight", ".scale_input")  # fmt: skip
 
 
@@ -62,9 +63,9 @@ def scales(state: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path)
             raise HeliosError(
                 f"{path} is quantised as {shortened(form)}, which runs in ComfyUI only; use a bf16 or fp8 file."
             )
-        scale = state.get(f"{layer}.weight_scale", state.get(f"{layer}.scale_weight"))
+        scale = state.get(f"{layer}{SCALE}", state.get(f"{layer}.scale_weight"))
         if scale is None:
-            raise HeliosError(f"{path} lacks {layer}.weight_scale; download it again.")
+            raise HeliosError(f"{path} lacks {layer}{SCALE}; download it again.")
         found[f"{layer}.weight"] = scale
     return found
 

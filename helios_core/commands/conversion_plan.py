@@ -14,7 +14,7 @@ from torch import Tensor
 from ..checkpoint.folder import existing_file, read_entries, weight_files
 from ..checkpoint.header import TensorEntry
 from ..checkpoint.load import check_state_dict, keeps_float32
-from ..checkpoint.quantised import METADATA_KEY, quantisation_metadata, scales, without_companions
+from ..checkpoint.quantised import METADATA_KEY, SCALE, quantisation_metadata, scales, without_companions
 from ..checkpoint.source import CONFIG_KEY, SCHEDULER_KEY, VARIANT_KEY, open_transformer
 from ..checkpoint.text import umt5_shapes
 from ..checkpoint.umt5 import MATRICES, SPIECE_TENSOR, TIED_EMBEDDING, umt5_config
@@ -155,7 +155,7 @@ def _planned(found: Found, dtype_of: Any, is_scaled: Any, factors: Mapping[str, 
 
 def _finished(tensors: list[Planned], metadata: dict[str, str], part: str, dtype: str, path: Path) -> Plan:
     layers = [item.name.removesuffix(".weight") for item in tensors if item.is_scaled]
-    tensors = tensors + [Planned(f"{layer}.weight_scale", torch.float32, ()) for layer in layers]
+    tensors = tensors + [Planned(f"{layer}{SCALE}", torch.float32, ()) for layer in layers]
     metadata |= {"format": "pt", "helios.part": part, "helios.dtype": dtype, "helios.source": path.resolve().name,
                  "helios.converter": "helios_core convert 1"}  # fmt: skip
     if layers:

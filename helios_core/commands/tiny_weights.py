@@ -112,7 +112,7 @@ def transformer_tensors(seed: int) -> dict[str, Tensor]:
     normal = _Normal(seed)
     config = TransformerConfig.from_dict(TRANSFORMER_CONFIG)
     dim, channels = config.dim, config.in_channels
-    # Orthonormal rows, so that a white latent becomes a white token and proj_out can map it back.
+    # Orthonormal rows, so that a white latent becomes a white token and the output head can map it back.
     basis = torch.linalg.qr(normal((4 * channels, dim)))[0].T.reshape(dim, channels, 1, 2, 2).contiguous()
     identity = torch.eye(dim)
     # Queries and keys that share a bias prefer nearby positions under RoPE: attention then averages neighbours,

@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checkpoint.header import read_header
+
 DIGEST_BYTES = 20
 # One block in the middle of every tensor, and blocks spread over files of other kinds.
 BLOCK_BYTES = 4096
@@ -198,25 +200,22 @@ def folder_fingerprint(folder: str | Path, patterns: Iterable[str] = ("*.json", 
 def _read_fingerprint(path: Path, size: int) -> str:
     digest = hashlib.blake2b(str(size).encode(), digest_size=DIGEST_BYTES)
     with path.open("rb") as file:
-        for start, length in _blocks(file, size):
+        for start, length in _blocks(path, size):
             file.seek(start)
             digest.update(file.read(length))
     return digest.hexdigest()
 
 
-def _blocks(file: Any, size: int) -> list[tuple[int, int]]:
+def _blocks(path: Path, size: int) -> list[tuple[int, int]]:
     """(offset, bytes) of what is read: tensors of a safetensors file, else blocks spread evenly."""
     if size <= SPREAD_BLOCKS * BLOCK_BYTES:
         return [(0, size)]
-    from ..checkpoint.header import read_header
-
     try:
-        (length,) = struct.unpack("<Q", file.read(8))
-        spans = [(entry.start, entry.end) for entry in read_header(file.name).tensors.values()]
+        header = read_header(path)
     except ValueError:  # another kind of file
         step = (size - BLOCK_BYTES) / (SPREAD_BLOCKS - 1)
         return [(int(i * step), BLOCK_BYTES) for i in range(SPREAD_BLOCKS)]
-    begin = 8 + length
-    middles = [((a + b) // 2, b - a) for a, b in sorted(spans)]
+    spans = sorted((entry.start, entry.end) for entry in header.tensors.values())
+    middles = [((a + b) // 2, b - a) for a, b in spans]
     blocks = [(middle - min(BLOCK_BYTES, n) // 2, min(BLOCK_BYTES, n)) for middle, n in middles]
-    return [(0, begin), *blocks]
+    return [(0, header.data_start), *blocks]

@@ -33,6 +33,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ..checkpoint.header import header_of
 from ..errors import HeliosError, reason
 from ..settings import parse_object, read_object
 from .chunk import Chunk
@@ -129,7 +130,7 @@ class ChunkStore:
         if data is None:
             return None
         try:
-            tensors, metadata = load(data), _metadata(data)
+            tensors, metadata = load(data), header_of(data, path).metadata
             values = parse_object(metadata["values"], "its metadata")
             if metadata["version"] != str(VERSION):
                 return None
@@ -294,11 +295,6 @@ def _stored_chunk(key: str, tensors: dict[str, Tensor], values: dict[str, Any]) 
     if latents is None or latents.shape != history.chunk_shape or not latents.is_floating_point():
         raise HeliosError("it holds no chunk")
     return Chunk(history.chunk - 1, latents, history, key, reused=True)
-
-
-def _metadata(data: bytes) -> dict[str, str]:
-    length = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + length])["__metadata__"]
 
 
 def _touch(path: Path) -> None:

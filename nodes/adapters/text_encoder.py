@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...helios_core.checkpoint.folder import existing_file, read_json, read_tensors, weight_files
 from ...helios_core.checkpoint.header import read_header
-from ...helios_core.checkpoint.umt5 import SPIECE_TENSOR, umt5_config
+from ...helios_core.checkpoint.umt5 import SPIECE_TENSOR, TIED_EMBEDDING, umt5_config
 from ...helios_core.errors import HeliosError
 
 NAME = "umt5xxl"
@@ -43,8 +43,7 @@ def load_text_encoder(path: str | Path) -> comfy.sd.CLIP:
     else:
         tensors, config, tokenizer = _read_folder(path)
         dtype = None
-    # The embedding is tied: the release stores it once or under both names.
-    tensors.pop("encoder.embed_tokens.weight", None)
+    tensors.pop(TIED_EMBEDDING, None)
     _check_tensors(tensors, config, path)
     quantisation = comfy.utils.detect_layer_quantization(tensors, "")
     target = comfy.supported_models_base.ClipTarget(tokenizer, _model_class(core_config(config), dtype, quantisation))

@@ -91,6 +91,51 @@ def partial_weights(state):
     return content, merged
 
 
+def lycoris_formats(state):
+    """A LoHa, a LoKr of whole factors and one of four, each under another tool's names, and their merged weights."""
+    generator = torch.Generator().manual_seed(9)
+
+    def factors(**shapes):
+        return {role: torch.randn(shape, generator=generator) * 0.4 for role, shape in shapes.items()}
+
+    def loha(rows, columns):
+        made = factors(hada_w1_a=(rows, RANK), hada_w1_b=(RANK, columns), hada_w2_a=(rows, RANK),
+                       hada_w2_b=(RANK, columns))  # fmt: skip
+        first, second = ((made[f"hada_w{i}_a"] @ made[f"hada_w{i}_b"]) for i in (1, 2))
+        return made | {"alpha": torch.tensor(ALPHA)}, ALPHA / RANK * first * second
+
+    def kronecker(first, second):
+        return torch.einsum("ij,kl->ikjl", first, second).reshape(first.shape[0] * second.shape[0], -1)
+
+    def lokr(rows, columns):
+        made = factors(lokr_w1=(4, 8), lokr_w2=(rows // 4, columns // 8))
+        return made, kronecker(made["lokr_w1"], made["lokr_w2"])
+
+    def small_lokr(rows, columns):
+        made = factors(lokr_w1=(2, 4), lokr_w2_a=(rows // 2, RANK), lokr_w2_b=(RANK, columns // 4))
+        change = kronecker(made["lokr_w1"], made["lokr_w2_a"] @ made["lokr_w2_b"])
+        return made | {"alpha": torch.tensor(ALPHA)}, ALPHA / RANK * change
+
+    names = {
+        "loha": (loha, lambda m: f"lycoris_{m.replace('.', '_')}"),
+        "lokr": (lokr, lambda m: f"base_model.model.{m}"),
+        "small-lokr": (small_lokr, musubi_name),
+    }
+    formats = {}
+    for form, (make, name) in names.items():
+        content, merged = {}, {}
+        for module in (*LINEAR, *CONVOLUTION):
+            weight = state[f"{module}.weight"]
+            made, change = make(weight.shape[0], weight[0].numel())
+            if form == "lokr" and module in CONVOLUTION:  # whole factors have the kernel's shape
+                second = made["lokr_w2"]
+                made["lokr_w2"] = second.reshape(second.shape[0], -1, *weight.shape[2:])
+            content |= {f"{name(module)}.{role}": tensor for role, tensor in made.items()}
+            merged[f"{module}.weight"] = weight + change.reshape(weight.shape)
+        formats[form] = content, merged
+    return formats
+
+
 def with_lora(name, strength, model=TINY, loader="HeliosLoraLoader"):
     prompt = graph(model)
     strength_name = "strength" if loader == "HeliosLoraLoader" else "strength_model"
@@ -105,9 +150,9 @@ def merged_latents(comfy, released, merged, name):
     return latents(comfy, graph(f"merged-{name}.safetensors"))
 
 
-@pytest.mark.parametrize("form", ["diffusers", "bare", "musubi", "kohya-diffusers-names"])
+@pytest.mark.parametrize("form", ["diffusers", "bare", "musubi", "kohya-diffusers-names", "loha", "lokr", "small-lokr"])
 def test_lora_equals_weights_merged_here(comfy, released, expected, form):
-    content, merged = lora_formats(released[1])[form]
+    content, merged = (lora_formats(released[1]) | lycoris_formats(released[1]))[form]
     save_file(content, models(comfy, "loras") / f"{form}.safetensors")
     result = latents(comfy, with_lora(f"{form}.safetensors", 1.0))
     wanted = merged_latents(comfy, released, merged, form)

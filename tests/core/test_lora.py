@@ -67,10 +67,10 @@ def test_spelling(tmp_path, module, down, up, alpha):
     content = {down: a, up: b} | ({} if alpha is None else {alpha: torch.tensor(2.0)})
     save_file(content, tmp_path / "lora.safetensors")
     lora = read_lora(tmp_path / "lora.safetensors", PARAMETERS)
-    ((name, (found,)),) = lora.low_rank.items()
+    ((name, (found,)),) = lora.adapters.items()
     assert name == f"{module}.weight" and not lora.unmatched
-    assert torch.equal(found.down, a) and torch.equal(found.up, b)
-    assert found.alpha == (None if alpha is None else 2.0)
+    assert torch.equal(found.pop("lora_down.weight"), a) and torch.equal(found.pop("lora_up.weight"), b)
+    assert {role: tensor.item() for role, tensor in found.items()} == ({} if alpha is None else {"alpha": 2.0})
 
 
 def test_alpha_from_diffusers_metadata(tmp_path):
@@ -81,7 +81,7 @@ def test_alpha_from_diffusers_metadata(tmp_path):
     stated = {"transformer.r": 4, "transformer.lora_alpha": 8, "transformer.alpha_pattern": {"proj_out": 16}}
     save_file(content, tmp_path / "lora.safetensors", {"lora_adapter_metadata": json.dumps(stated)})
     lora = read_lora(tmp_path / "lora.safetensors", PARAMETERS)
-    alphas = {name: pairs[0].alpha for name, pairs in lora.low_rank.items()}
+    alphas = {name: pairs[0]["alpha"].item() for name, pairs in lora.adapters.items()}
     assert alphas == {"blocks.11.self_attn.q.weight": 8.0, "output.proj.weight": 16.0}
 
 
@@ -100,7 +100,7 @@ def test_partial_weights_of_the_training_code(tmp_path, suffix):
     save_file(content, file) if suffix == ".safetensors" else torch.save(content, file)
     lora = read_lora(file, PARAMETERS)
     assert set(lora.replacements) == {"patch_mid.weight", "patch_mid.bias", "blocks.11.self_attn.history_key_scale"}
-    assert set(lora.low_rank) == {"blocks.11.self_attn.q.weight"}
+    assert set(lora.adapters) == {"blocks.11.self_attn.q.weight"}
     assert (lora.history_only, lora.unmatched, lora.count) == (1, [], 4)
 
 
@@ -115,12 +115,51 @@ def test_differences_and_lone_halves(tmp_path):
     assert sorted(lora.unmatched) == ["some.other.tensor", "transformer.proj_out.lora_A.weight"]
 
 
+LYCORIS = {
+    "loha": {"hada_w1_a": (48, 4), "hada_w1_b": (4, 48), "hada_w2_a": (48, 4), "hada_w2_b": (4, 48)},
+    "lokr": {"lokr_w1": (6, 8), "lokr_w2": (8, 6)},
+    "lokr of four": {"lokr_w1_a": (6, 2), "lokr_w1_b": (2, 8), "lokr_w2_a": (8, 2), "lokr_w2_b": (2, 6)},
+}
+
+
+@pytest.mark.parametrize("form", LYCORIS)
+@pytest.mark.parametrize("name", ["lycoris_blocks_11_attn1_to_q", "base_model.model.blocks.11.attn1.to_q",
+                                  "diffusion_model.blocks.11.self_attn.q"])  # fmt: skip
+def test_loha_and_lokr_keep_their_tensors(tmp_path, form, name):
+    content = {role: torch.randn(shape) for role, shape in LYCORIS[form].items()}
+    content |= {"alpha": torch.tensor(2.0), "dora_scale": torch.ones(48, 1)}
+    save_file({f"{name}.{role}": tensor for role, tensor in content.items()}, tmp_path / "lora.safetensors")
+    lora = read_lora(tmp_path / "lora.safetensors", PARAMETERS)
+    ((changed, (found,)),) = lora.adapters.items()
+    assert changed == "blocks.11.self_attn.q.weight" and not lora.unmatched
+    assert found.keys() == content.keys() and all(torch.equal(found[role], content[role]) for role in content)
+
+
+def test_half_a_format_matches_nothing(tmp_path):
+    whole, half = "blocks.11.self_attn.q", "blocks.11.cross_attn.o"
+    content = {f"{whole}.{role}": torch.zeros(shape) for role, shape in LYCORIS["loha"].items()}
+    content |= {f"{half}.lokr_w1": torch.zeros(6, 8), f"{half}.hada_w1_a": torch.zeros(48, 4)}
+    save_file(content, tmp_path / "lora.safetensors")
+    lora = read_lora(tmp_path / "lora.safetensors", PARAMETERS)
+    assert set(lora.adapters) == {f"{whole}.weight"}
+    assert sorted(lora.unmatched) == [f"{half}.hada_w1_a", f"{half}.lokr_w1"]
+    assert lora.warnings() == [
+        f"2 keys match nothing in this model and are skipped: {', '.join(lora.unmatched)}"
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ({"text_model.encoder.lora_A.weight": (4, 8)}, "has no weights for Helios: none of its 1 keys"),
         ({"blocks.11.attn1.to_q.lora_A.weight": (4, 48), "blocks.11.attn1.to_q.lora_B.weight": (64, 4)},
          r"made for another model: blocks\.11\.self_attn\.q is \[64, 4\] x \[4, 48\] there and \[48, 48\] here"),
+        ({f"blocks.11.self_attn.q.{role}": shape for role, shape in {**LYCORIS["lokr"], "lokr_w2": (8, 5)}.items()},
+         r"q is \[6, 8\] x \[8, 5\] there and \[48, 48\] here"),
+        ({f"blocks.11.self_attn.q.{role}": shape for role, shape in {**LYCORIS["loha"], "hada_t1": (4, 4)}.items()},
+         r"save it without Tucker"),
+        ({"blocks.11.attn1.to_q.lora_A.weight": (0, 48), "blocks.11.attn1.to_q.lora_B.weight": (48, 0)},
+         r"made for another model: blocks\.11\.self_attn\.q is \[48, 0\] x \[0, 48\] there"),
         ({"patch_mid.bias": (3,)}, r"made for another model: patch_mid\.bias is \[3\] there and \[48\] here"),
     ],
 )  # fmt: skip

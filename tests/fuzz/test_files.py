@@ -240,7 +240,7 @@ def test_lora(tmp_path, changed):
     file.write_bytes(data)
     lora = outcome(lambda: read_lora(file, LORA), file.name, size=len(data))
     if lora is not None:
-        assert all(name in LORA for name in (*lora.low_rank, *lora.differences, *lora.replacements))
+        assert all(name in LORA for name in (*lora.adapters, *lora.differences, *lora.replacements))
 
 
 @tries(80)
@@ -260,9 +260,10 @@ def test_lora_shapes(tmp_path, changed):
     data = save(tensors, metadata)
     file.write_bytes(data)
     lora = outcome(lambda: read_lora(file, LORA), file.name, size=len(data))
-    for pairs in lora.low_rank.values() if lora else ():
+    for pairs in lora.adapters.values() if lora else ():
         for pair in pairs:
-            assert pair.up.shape[1] == pair.down.shape[0] and (pair.alpha is None or abs(pair.alpha) < float("inf"))
+            assert pair["lora_up.weight"].shape[1] == pair["lora_down.weight"].shape[0]
+            assert "alpha" not in pair or abs(pair["alpha"].item()) < float("inf")
 
 
 class Opened:

@@ -28,6 +28,7 @@ class Fp8Linear(nn.Module):
         """x [...,in] -> [...,out] in x's type."""
         tokens = x.reshape(-1, x.shape[-1])
         scale = scale_of(tokens)
+        # Not the public functional.scaled_mm: in torch 2.11 it has no CPU kernel, and torch.compile breaks off at it.
         out = torch._scaled_mm(
             quantise(tokens, scale), self.weight.t(), scale_a=scale, scale_b=self.weight_scale, out_dtype=torch.bfloat16
         )
