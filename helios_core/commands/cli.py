@@ -27,7 +27,7 @@ from ..variants import CHUNK_FRAMES, DEFAULT, VARIANTS
 from ..video.frames import frames_to_uint8
 from ..video.growing import PARTIAL_SUFFIX
 from ..video.segments import VideoSettings
-from ..video.writer import VideoWriter, check_video_options
+from ..video.writer import VideoWriter
 from . import convert, download
 from .tiny import write_tiny
 
@@ -60,7 +60,7 @@ def generate(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace, model: Path) -> None:
-    check_video_options(options.width, options.height, options.fps, "h264", options.crf)
+    VideoSettings(options.width, options.height, options.fps, crf=options.crf)  # refused before the model loads
     if not 0 < options.seconds <= LONGEST_SECONDS:
         raise HeliosError(f"--seconds {options.seconds} must be a length above 0, at most {LONGEST_SECONDS}.")
     if not 0 <= options.seed <= MAX_SEED:

@@ -322,7 +322,7 @@ def test_emptied_store_and_unreadable_changes_are_told_calmly(strip: Strip, comf
     strip.open(FILM, num_chunks=1)
     strip.run()
     strip.until("finished")
-    for segment in (comfy.log_file.parent / "output" / "helios_store").glob("*.segment.safetensors"):
+    for segment in (comfy.log_file.parent / "output" / "helios_store").glob("*.segment.mp4"):
         segment.unlink()
     strip.cell(0).locator(".helios-strip-play").click()
     strip.page.get_by_text("no longer in the store").wait_for()
