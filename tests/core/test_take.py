@@ -20,12 +20,12 @@ def store(tmp_path) -> ChunkStore:
 def chunk() -> Chunk:
     history = History.empty(64, 64)
     latents = torch.zeros(history.chunk_shape)
-    return Chunk(latents, history.after(latents, torch.Generator(), 0))
+    return Chunk(0, latents, history.after(latents, torch.Generator(), 0))
 
 
 def test_manifest_tells_people(store):
     take = Take(store, "my take", {"prompt": "ein Boot – мир", "seed": 3})
-    take.chunk(0, "a", "0" * 40, chunk)
+    take.chunk("a", "0" * 40, chunk)
     take.in_video(0, store.folder / "film.mp4")
     take.end("finished")
     text = (store.takes / "my take.json").read_text(encoding="utf-8")
