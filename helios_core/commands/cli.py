@@ -133,6 +133,7 @@ def _request(options: argparse.Namespace, frames: int) -> dict[str, Any]:
         **_sampling(options),
         "guidance_scale": options.guidance,
         "generator": torch.Generator("cpu").manual_seed(options.seed),
+        "seed_changes": options.seed_changes,
     }
 
 
@@ -186,6 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--fps", type=int, default=24)
     command.add_argument("--crf", type=int, default=18, help="h264 quality, lower is better")
     command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed-changes", default="", metavar="'7: 123'", help="another seed from a chunk on")
     command.add_argument("--steps", type=int, nargs="+", help="steps per stage (default: the variant's)")
     command.add_argument("--guidance", type=float, help="guidance scale (default: the variant's)")
     command.add_argument("--device", help="cuda, cpu, mps (default: cuda where there is one)")
