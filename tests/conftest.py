@@ -47,6 +47,11 @@ def load_file_beside(name: str, file: Path) -> ModuleType:
 
 # Here, because pytest applies --hypothesis-profile before it looks into folders below.
 load_file_beside("helios_fuzz_profiles", Path(__file__).parent / "fuzz" / "profiles.py").register()
+escaped_reports = load_file_beside("helios_escaped_reports", Path(__file__).parent / "escaped_reports.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(escaped_reports)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -92,7 +92,7 @@ def test_finished_file_is_a_normal_mp4(comfy, first):
     assert json.loads(info["format"]["tags"]["prompt"])["render"]["class_type"] == "HeliosRenderVideo"
     data = first.read_bytes()
     assert data.index(b"moov") < data.index(b"mdat"), "faststart"
-    assert not list(output(comfy).glob("*.partial.mp4"))
+    assert not list(output(comfy).glob("film_*.partial.mp4"))
     assert manifest(comfy, "film")["status"] == "finished"
 
 
