@@ -30,5 +30,5 @@ class ReferencePyramid(HeliosPyramidPipeline):
     def sample_block_noise(self, *shape: int, **options: Any) -> Tensor:
         if not math.isclose(self.scheduler.config.gamma, RELEASED_GAMMA):
             return super().sample_block_noise(*shape, **options)
-        with patch.object(torch.linalg, "cholesky", lambda covariance: RELEASED_FACTOR.to(covariance)):
+        with patch.object(torch.linalg, "cholesky", RELEASED_FACTOR.to):
             return super().sample_block_noise(*shape, **options)

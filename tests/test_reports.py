@@ -6,7 +6,7 @@ import sys
 
 from helios_setup.paths import ROOT
 
-TESTS = '''
+TESTS = """
 import logging
 import warnings
 
@@ -31,7 +31,7 @@ def test_warns():
 
 def test_is_the_last():
     print("end")
-'''
+"""
 
 
 def test_lone_surrogates(tmp_path):
