@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from helios_setup import comfyui, environment, pip
-from helios_setup.commands import main, parse
+from helios_setup.commands import main, parse, run_tests
 from helios_setup.errors import ServerDiedError, SetupError
 from helios_setup.paths import API_WORKFLOWS
 from helios_setup.server import ComfyServer, failure, output_files, rejection
@@ -64,6 +64,23 @@ def test_test_passes_unknown_arguments_to_pytest():
     options = parse(["test", "--comfyui", "there", "tests/core", "--co", "-k", "chunk", "-x"])
     assert options.comfyui == "there"
     assert options.pytest == ["tests/core", "--co", "-k", "chunk", "-x"]
+
+
+@pytest.mark.parametrize("given", [[], ["--random-order-seed=7"], ["-p", "no:random_order"]])
+def test_test_shuffles_and_says_how_to_repeat_it(monkeypatch, capsys, given):
+    commands = []
+
+    def run(command, **options):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr("helios_setup.commands.install_system_tools", lambda: None)
+    monkeypatch.setattr("helios_setup.commands.subprocess.run", run)
+    assert run_tests(Path("tree"), ["tests/core", *given]) == 1
+    seeds = [argument for argument in commands[0] if argument.startswith("--random-order-seed=")]
+    assert len(seeds) == (0 if "-p" in given else 1)
+    said = capsys.readouterr().out
+    assert said.endswith(f"run.py test {seeds[0]}\n") if not given else not said
 
 
 def test_other_commands_refuse_unknown_arguments(capsys):
