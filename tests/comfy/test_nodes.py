@@ -184,6 +184,7 @@ def test_core_lora_loader_takes_wan_named_loras(comfy, graph):
     assert "lora key not loaded" not in comfy.log()
 
 
+@pytest.mark.slow
 def test_core_torch_compile_accepts_the_model(comfy, graph):
     graph[CHAIN]["inputs"]["num_chunks"] = 1
     graph[SAMPLER]["inputs"].update(amplify_first_chunk=False)
