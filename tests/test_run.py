@@ -443,6 +443,6 @@ def _exists(pid: int) -> bool:
 def test_requirements_file_is_the_packs_own_dependencies():
     """ComfyUI-Manager reads the file, pip and the registry read pyproject.toml."""
     tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert (ROOT / "requirements.txt").read_text().split() == project["dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (ROOT / "requirements.txt").read_text(encoding="utf-8").split() == project["dependencies"]
     assert not any("torch" in name for name in project["dependencies"])

@@ -230,7 +230,7 @@ def hammer(folder: str, seed: int) -> None:
         assert found is None or same(found, chunk(number))
         store.put_chunk(str(number), PREVIOUS, chunk(number))
         store.write_manifest("shared", {"writer": seed, "text": "x" * 1000})
-        assert set(json.loads((store.takes / "shared.json").read_text())) == {"writer", "text"}
+        assert set(json.loads((store.takes / "shared.json").read_text(encoding="utf-8"))) == {"writer", "text"}
 
 
 HAMMER = """
@@ -419,7 +419,7 @@ def generate(folder, **options):
 
 
 def reused(folder):
-    manifest = json.loads((folder / "helios_store" / "takes" / "film.json").read_text())
+    manifest = json.loads((folder / "helios_store" / "takes" / "film.json").read_text(encoding="utf-8"))
     return [entry["reused"] for entry in manifest["chunks"]]
 
 
