@@ -142,7 +142,10 @@ def run_tests(tree: Path, arguments: Sequence[str]) -> int:
 
 
 def _order(arguments: Sequence[str]) -> list[str]:
-    """Test files in a random order, and the tests of each, unless the caller decides about that."""
+    """The tests of each file in a random order, and the files where one process runs them all.
+
+    Unless the caller decides about that. Over several processes pytest-xdist begins with the largest files.
+    """
     if any("random" in argument and "order" in argument for argument in arguments):
         return []
     return [f"--random-order-seed={random.randrange(MOST_ORDERS)}"]
