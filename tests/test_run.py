@@ -282,7 +282,7 @@ def test_installed_package_does_not_hide_comfyuis_nodes_module():
         text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(ROOT / "helios_core" / "__init__.py"), "None"]
+    assert done.stdout.splitlines() == [str(ROOT / "helios_core" / "__init__.py"), "None"]
 
 
 # -- workflows ---------------------------------------------------------------------------------------
