@@ -219,7 +219,7 @@ def test_damaged_chunk_is_named_and_made_again(comfy, first):
 
 
 def test_interrupt_keeps_finished_chunks_and_goes_on(comfy):
-    graph = film("stopped", chunks=40, seed=11)
+    graph = film("interrupted", chunks=40, seed=11)
     prompt_id = comfy.queue(graph)
     comfy.wait_for_event(
         lambda event: (
@@ -230,16 +230,16 @@ def test_interrupt_keeps_finished_chunks_and_goes_on(comfy):
     )
     comfy.interrupt()
     assert "Interrupted" in failure(comfy.wait(prompt_id))
-    kept = manifest(comfy, "stopped")
+    kept = manifest(comfy, "interrupted")
     assert kept["status"] == "interrupted"
     finished = sum(chunk["in_video"] for chunk in kept["chunks"])
-    (partial,) = output(comfy).glob("stopped_*.partial.mp4")
+    (partial,) = output(comfy).glob("interrupted_*.partial.mp4")
     # A chunk that was sampled and not decoded yet is in the store alone.
     stored = len(kept["chunks"])
     assert 2 <= finished <= stored <= finished + 1
     assert probe(partial)["streams"][0]["nb_read_frames"] == str(finished * FRAMES)
-    render(comfy, film("stopped", chunks=stored + 1, seed=11))
-    assert sampled(comfy, "stopped") == [stored]
+    render(comfy, film("interrupted", chunks=stored + 1, seed=11))
+    assert sampled(comfy, "interrupted") == [stored]
 
 
 def refused(comfy, graph) -> str:
