@@ -21,7 +21,7 @@ def generate(folder, **options):
 
 
 def reused(folder):
-    manifest = json.loads((folder / "helios_store" / "takes" / "film.json").read_text())
+    manifest = json.loads((folder / "helios_store" / "takes" / "film.json").read_text(encoding="utf-8"))
     return [entry["reused"] for entry in manifest["chunks"]]
 
 

@@ -201,7 +201,7 @@ def hammer(folder: str, seed: int) -> None:
         assert found is None or same(found, chunk(number))
         store.put_chunk(str(number), PREVIOUS, chunk(number))
         store.write_manifest("shared", {"writer": seed, "text": "x" * 1000})
-        assert set(json.loads((store.takes / "shared.json").read_text())) == {"writer", "text"}
+        assert set(json.loads((store.takes / "shared.json").read_text(encoding="utf-8"))) == {"writer", "text"}
 
 
 HAMMER = """

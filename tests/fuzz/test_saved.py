@@ -214,7 +214,7 @@ def test_manifests(tmp_path, changed):
     store = ChunkStore(tmp_path / "store")
     take = Take(store, "film", {})
     take.end("finished")
-    whole = json.loads((store.takes / "film.json").read_text())
+    whole = json.loads((store.takes / "film.json").read_text(encoding="utf-8"))
     named = texts.filter(lambda text: len(text) < 300).map(lambda name: whole | {"take": name})
     outside = st.just(whole | {"take": "../../kept"})
     data = changed.draw(st.one_of(json_files(whole), st.one_of(named, outside).map(dumps)))
