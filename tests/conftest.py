@@ -109,6 +109,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[
 
     Read-only by agreement: a test that damages files copies the folder first.
     """
+    from helios_core.commands import tiny
 
     written: dict[str, Path] = {}
 
