@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .errors import HeliosError, shortened
 from .history import History
+from .memory import begin_film, end_film
 from .store import TAKE_FORMAT, ChunkStore, StoredChunk, chunk_key
 
 VERSION = 1
@@ -93,6 +94,7 @@ class Take:
             self._write()
 
     def __enter__(self) -> Take:
+        begin_film()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -102,6 +104,7 @@ class Take:
             status = "interrupted"
         with contextlib.suppress(HeliosError):  # the disk may be what failed
             self.end(status)
+        end_film()
 
     def end(self, status: str, video: Path | None = None) -> None:
         """Notes how the take ended: ``finished``, ``interrupted`` or an error's sentence."""
