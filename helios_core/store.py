@@ -90,7 +90,7 @@ class ChunkStore:
         """Refuses a folder that cannot be written, before any work is done for it."""
         probe = self.folder / f"{uuid.uuid4().hex}{PART_SUFFIX}"
         with self._reported():
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             probe.touch()
             probe.unlink()
 
@@ -279,6 +279,14 @@ def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
     except BaseException:
         _remove(temporary)
         raise
+
+
+def make_folder(folder: Path) -> None:
+    """Makes ``folder`` and those above it, so that a power loss does not take them with all they hold."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -149,6 +149,8 @@ class GrowingVideo:
             while rest:
                 rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
+            if not self.chunks:
+                sync_folder(self.path.parent)
         except BaseException:
             # What was written of a chunk is no fragment; without it the file plays to its end.
             self._file.truncate(self._position)
@@ -309,6 +311,7 @@ class TakeVideo:
             try:
                 finish_video(self.partial, temporary, audio, metadata)
                 path = publish(temporary)
+                sync_folder(path.parent)
             finally:
                 temporary.unlink(missing_ok=True)
             # Removed while it is still locked, or another process could take it over in between; Windows removes
