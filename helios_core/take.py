@@ -78,8 +78,10 @@ class Take:
         reused = stored is not None
         if stored is None:
             stored = make()
-            self.store.put_chunk(key, previous_key, stored)
+        # Before it is kept, which evicts: making it may have taken longer than files are spared.
         self.store.touch(entry["key"] for entry in self._chunks)
+        if not reused:
+            self.store.put_chunk(key, previous_key, stored)
         entry = {"chunk": index, "key": key, "file": self.store.chunk_file(key).name, "reused": reused}
         with self._lock:
             self._chunks.append({**entry, "at": _now(), "in_video": False})
