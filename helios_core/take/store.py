@@ -45,6 +45,7 @@ FORMAT, VERSION = "helios-store", 1
 TAKE_FORMAT = "helios-take"
 DEFAULT_MAX_BYTES = 32 * 2**30
 GRACE_SECONDS = 3600.0
+CLOCK_SECONDS = 60.0
 CHUNK_SUFFIX, SEGMENT_SUFFIX, PART_SUFFIX = ".chunk.safetensors", ".segment.mp4", ".part"
 # The folder may be shared with others' files, which eviction and clearing must not touch. Segments were safetensors
 # files once; such a file is no longer read.
@@ -70,7 +71,7 @@ class ChunkStore:
         """Refuses a folder that cannot be written, before any work is done for it."""
         probe = self.folder / f"{uuid.uuid4().hex}{PART_SUFFIX}"
         with self._reported():
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             probe.touch()
             probe.unlink()
 
@@ -123,7 +124,9 @@ class ChunkStore:
     def _write(self, path: Path, data: bytes) -> None:
         with self._reported():
             write_atomically(path, data)
-        self._evict()
+        # The folder's own clock: a file server's may be another, and the system's may have been set meanwhile.
+        with contextlib.suppress(OSError):
+            self._evict(path.stat().st_mtime)
 
     def _read(self, path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         data = _content(path)
@@ -205,29 +208,31 @@ class ChunkStore:
         """Bytes in use."""
         return sum(state.st_size for _, state in self.files())
 
-    def _evict(self) -> None:
+    def _evict(self, now: float) -> None:
         files = self.files()
         size = sum(state.st_size for _, state in files)
-        used_before = time.time() - self.grace
         for path, state in files:
-            if _abandoned(path, state) or (
-                size > self.max_bytes and state.st_mtime < used_before and path.suffix != PART_SUFFIX
+            if state.st_mtime > now + CLOCK_SECONDS:
+                _touch(path)  # the clock was set back; this file would stay until it is there again
+            elif _abandoned(path, state, now) or (
+                size > self.max_bytes and state.st_mtime < now - self.grace and path.suffix != PART_SUFFIX
             ):
                 _remove(path)
                 size -= state.st_size
 
     def clear(self) -> int:
         """Removes every chunk, segment and manifest; returns the bytes freed."""
-        files = [(path, state) for path, state in self.files() if path.suffix != PART_SUFFIX or _abandoned(path, state)]
+        now = time.time()
+        files = [entry for entry in self.files() if entry[0].suffix != PART_SUFFIX or _abandoned(*entry, now)]
         manifests = [path for path, take in self._manifest_files() if take.get("format") == TAKE_FORMAT]
         for path in (*(path for path, _ in files), *manifests):
             _remove(path)
         return sum(state.st_size for _, state in files)
 
 
-def _abandoned(path: Path, state: os.stat_result) -> bool:
+def _abandoned(path: Path, state: os.stat_result, now: float) -> bool:
     """Whether a half-written file belongs to a process that was killed; a living one is done in a moment."""
-    return path.suffix == PART_SUFFIX and state.st_mtime < time.time() - GRACE_SECONDS
+    return path.suffix == PART_SUFFIX and state.st_mtime < now - GRACE_SECONDS
 
 
 def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
@@ -245,6 +250,14 @@ def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
     except BaseException:
         _remove(temporary)
         raise
+
+
+def make_folder(folder: Path) -> None:
+    """Makes ``folder`` and those above it, so that a power loss does not take them with all they hold."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import HeliosError, shortened
 from .chunk import Chunk
+from .memory import begin_film, end_film
 from .store import TAKE_FORMAT, ChunkStore
 
 VERSION = 1
@@ -63,10 +64,11 @@ class Take:
     def chunk(self, key: str, previous_key: str, make: Callable[[], Chunk]) -> Chunk:
         """The chunk of ``key``: from the store, or made by ``make`` and kept before this returns."""
         chunk = self.store.get_chunk(key) if self.resume else None
-        if chunk is None:
-            chunk = replace(make(), key=key)
-            self.store.put_chunk(key, previous_key, chunk)
+        chunk = chunk or replace(make(), key=key)
+        # Before it is kept, which evicts: making it may have taken longer than files are spared.
         self.store.touch(entry["key"] for entry in self._chunks)
+        if not chunk.reused:
+            self.store.put_chunk(key, previous_key, chunk)
         entry = {"chunk": chunk.index, "key": key, "file": self.store.chunk_file(key).name, "reused": chunk.reused}
         with self._lock:
             self._chunks.append({**entry, "at": _now(), "in_video": False})
@@ -81,6 +83,7 @@ class Take:
             self._write()
 
     def __enter__(self) -> Take:
+        begin_film()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -90,6 +93,7 @@ class Take:
             status = "interrupted"
         with contextlib.suppress(HeliosError):  # the disk may be what failed
             self.end(status)
+        end_film()
 
     def end(self, status: str, video: Path | None = None) -> None:
         """Notes how the take ended: ``finished``, ``interrupted`` or an error's sentence."""

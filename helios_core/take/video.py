@@ -102,6 +102,8 @@ class TakeVideo:
         segment = content if isinstance(content, bytes) else encode_segment(content, self.settings)
         with self._reported(self.partial):
             self._growing.append(segment)
+            if self._growing.chunks == 1:
+                sync_folder(self.partial.parent)
         if not isinstance(content, bytes):
             self._store.put_segment(key, segment)
         self._keys.append(key)
@@ -143,6 +145,7 @@ class TakeVideo:
                     os.fsync(file.fileno())
                 sync_folder(temporary.parent)
                 path = publish(temporary)
+                sync_folder(path.parent)
             finally:
                 temporary.unlink(missing_ok=True)
             self._growing.close(remove=True)
