@@ -30,7 +30,7 @@ ALLOWED_MIB = 60
 def peak_mib(pid: int) -> float | None:
     """Highest resident memory of a process so far; None once it has ended."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     values = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]

@@ -108,7 +108,7 @@ def write_parts(folder: Path, layers: int, is_random: bool) -> None:
 
 def host_peak() -> int:
     """Highest resident memory of this process so far, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checkpoint import load_transformer, open_transformer
-from .checkpoint.streaming import StreamedTransformer, check_offload, stream_transformer
+from .checkpoint import open_transformer
+from .checkpoint.options import LoadOptions
+from .checkpoint.streaming import StreamedTransformer
 from .checkpoint.text import load_text_encoder
 from .checkpoint.vae import load_vae
 from .errors import HeliosError
 from .networks.text import TextEncoder
-from .networks.transformer import HeliosTransformer, check_speed_options, choose_attention, is_exact_attention
+from .networks.transformer import HeliosTransformer
 from .networks.vae import WanVAE
 from .samplers import OnStep, SchedulerConfig, sampler_of
 from .take.chunk import Chunk
@@ -33,6 +34,7 @@ from .take.reference import NoiseRange, image_history, media_frames, video_histo
 from .take.seed_changes import SeedChanges, parse_seed_changes
 from .take.source import TransformerChunks
 from .take.take import Take
+from .take.texts import Texts
 from .variants import VARIANTS
 from .video.frames import as_output
 
@@ -121,10 +123,8 @@ class HeliosPipeline:
         Raises:
             HeliosError: something is absent, foreign, incomplete or damaged, or an option does not fit the device.
         """
-        check_offload(offload)
-        options = {"fp8_matmul": fp8_matmul, "compile": compile, "cuda_graphs": cuda_graphs}
-        check_speed_options(offload, options, device)
-        chosen_attention = choose_attention(attention, device)
+        options = LoadOptions(offload, attention, fp8_matmul, compile, cuda_graphs)
+        options.check(device)
         source = open_transformer(folder_or_repo_id, variant)
         folder = source.path if source.path.is_dir() else None
         vae, text_encoder = vae or folder, text_encoder or folder
@@ -138,18 +138,8 @@ class HeliosPipeline:
                 )
             return load_text_encoder(text_encoder, dtype, device, streamed=offload is not None)
 
-        transformer = (
-            load_transformer(source, dtype, device, fp8_matmul)
-            if offload is None
-            else stream_transformer(source, dtype, device, offload)
-        )
-        transformer.attention = chosen_attention
-        if compile:
-            transformer.compile_blocks()
-        if cuda_graphs:
-            transformer.use_cuda_graphs()
         return cls(
-            transformer=transformer,
+            transformer=options.load(source, dtype, device),
             vae=load_vae(vae, torch.float32, "cpu" if offload else device),
             text_encoder=functools.cache(read_text_encoder),
             variant=source.variant,
@@ -158,7 +148,7 @@ class HeliosPipeline:
             device=torch.device(device),
             dtype=dtype,
             folder=folder,
-            inexact=("fp8_matmul",) * fp8_matmul + (attention,) * (not is_exact_attention(attention)),
+            inexact=options.inexact,
         )
 
     def close(self) -> None:
@@ -244,7 +234,7 @@ class HeliosPipeline:
         )
         num_chunks = chunk_count(defaults.num_frames if num_frames is None else num_frames)
         changes = parse_seed_changes(seed_changes) if isinstance(seed_changes, str) else tuple(seed_changes)
-        batch = self._batch_size(prompt, prompt_embeds, prompt_schedule)
+        batch = Texts.batch_size(prompt, prompt_embeds, prompt_schedule)
         check_size(width, height, sampler.size_multiple)
         noise = NoiseRange(image_noise_sigma_min, image_noise_sigma_max)
         rows = PromptSchedule(tuple([(0, prompt)] if prompt_schedule is None else prompt_schedule), blend)
@@ -254,16 +244,21 @@ class HeliosPipeline:
             raise HeliosError(
                 f"image or video has a batch of {media.shape[0]} for {batch} prompts; give one, or one per prompt."
             )
-        texts = tuple((first, self._text(row, prompt_embeds, "prompt")) for first, row in rows.rows)
-        negative = None
-        if scale > 1:
-            negative = self._negative(negative_prompt, negative_prompt_embeds, batch)
-        history = self._history(media, image is not None, (width, height), batch, generator, noise)
+        texts = Texts(self.encode_prompt, self._placed, self.transformer.config.text_dim)
+        embedded = tuple((first, texts.embedded(row, prompt_embeds, "prompt")) for first, row in rows.rows)
+        negative = texts.negative(negative_prompt, negative_prompt_embeds, batch) if scale > 1 else None
+        history = History.empty(width, height, batch)
+        if media is not None:
+            with self._vae_on_device() as vae:
+                begin, shown = (video_history, media) if image is None else (image_history, media[:, :, 0])
+                shown = shown.to(self.device, vae.dtype)
+                history = begin(shown, vae.encode, vae.normalise, generator, noise=noise)
+            history = history.repeated(batch // media.shape[0])
         check_film(sampler, history, num_chunks)
         source = TransformerChunks(
             transformer=self.transformer,
             sampler=sampler,
-            schedule=PromptSchedule(texts, blend),
+            schedule=PromptSchedule(embedded, blend),
             negative=negative,
             guidance_scale=scale,
             generator=generator,
@@ -330,7 +325,10 @@ class HeliosPipeline:
     def encode_prompt(self, prompt: str | Sequence[str]) -> Tensor:
         """Prompts -> text embeddings [B,512,D] in the pipeline's type."""
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        return self._text_encoder().encode(prompts, MAX_TEXT_TOKENS).to(self.device, self.dtype)
+        return self._placed(self._text_encoder().encode(prompts, MAX_TEXT_TOKENS))
+
+    def _placed(self, embeddings: Tensor) -> Tensor:
+        return embeddings.to(self.device, self.dtype)
 
     @contextmanager
     def _vae_on_device(self) -> Iterator[WanVAE]:
@@ -341,45 +339,3 @@ class HeliosPipeline:
         finally:
             for parameter, data in zip(self.vae.parameters(), resting, strict=True):
                 parameter.data = data
-
-    def _history(
-        self,
-        media: Tensor | None,
-        still: bool,
-        size: tuple[int, int],
-        batch: int,
-        generator: torch.Generator,
-        noise: NoiseRange,
-    ) -> History:
-        """Where the video begins: nothing, an image, or a clip [B,3,F,H,W]."""
-        if media is None:
-            return History.empty(*size, batch)
-        media = media.to(self.device, self.vae.dtype)
-        with self._vae_on_device() as vae:
-            if still:
-                begun = image_history(media[:, :, 0], vae.encode, vae.normalise, generator, noise=noise)
-            else:
-                begun = video_history(media, vae.encode, vae.normalise, generator, noise=noise)
-        return begun.repeated(batch // media.shape[0])
-
-    def _negative(self, prompt: Any, embeds: Tensor | None, batch: int) -> Tensor:
-        empty = "" if prompt is None and embeds is None else prompt
-        negative = self._text([empty] * batch if isinstance(empty, str) else empty, embeds, "negative_prompt")
-        if negative.shape[0] != batch:
-            raise HeliosError(f"negative_prompt has a batch of {negative.shape[0]} for {batch} prompts; match them.")
-        return negative
-
-    def _batch_size(self, prompt: Any, embeds: Tensor | None, schedule: Any) -> int:
-        if sum(given is not None for given in (prompt, embeds, schedule)) != 1:
-            raise HeliosError("prompt, prompt_embeds, prompt_schedule: give exactly one of them.")
-        if embeds is not None:
-            return embeds.shape[0]
-        return 1 if prompt is None or isinstance(prompt, str) else len(prompt)
-
-    def _text(self, prompt: Any, embeds: Tensor | None, name: str) -> Tensor:
-        if embeds is None:
-            return self.encode_prompt(prompt)
-        expected = self.transformer.config.text_dim
-        if embeds.ndim != 3 or embeds.shape[-1] != expected:
-            raise HeliosError(f"{name}_embeds has shape {list(embeds.shape)}; it must be [B,512,{expected}].")
-        return embeds.to(self.device, self.dtype)

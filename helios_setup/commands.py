@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from helios_setup.workflow import chunks_for, load_workflow
 DEFAULT_WORKFLOW = "helios_distilled_t2v"
 INTERRUPTED = 130
 MOST_TEST_PROCESSES = 4  # each may start a ComfyUI of its own
+MOST_ORDERS = 1_000_000
 
 
 class ExactParser(argparse.ArgumentParser):
@@ -132,8 +134,22 @@ def run_tests(tree: Path, arguments: Sequence[str]) -> int:
     environment.setdefault("OMP_NUM_THREADS", "1")
     # The console program, not `python -m`: that would put the checkout, whose `nodes` package hides
     # ComfyUI's module of that name, on sys.path.
-    command = [str(venv_program("pytest")), *_parallel(arguments), *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    order = _order(arguments)
+    command = [str(venv_program("pytest")), *_parallel(arguments), *order, *arguments]
+    status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    if status and order:
+        print(f"The tests run in a random order; for this one again: run.py test {' '.join(order)}")
+    return status
+
+
+def _order(arguments: Sequence[str]) -> list[str]:
+    """The tests of each file in a random order, and the files where one process runs them all.
+
+    Unless the caller decides about that. Over several processes pytest-xdist begins with the largest files.
+    """
+    if any("random" in argument and "order" in argument for argument in arguments):
+        return []
+    return [f"--random-order-seed={random.randrange(MOST_ORDERS)}"]
 
 
 def _parallel(arguments: Sequence[str]) -> list[str]:

@@ -7,8 +7,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..helios_core.errors import HeliosError, shortened
-from ..helios_core.take.prompts import DEFAULT_BLEND, MOST_DIGITS, PromptSchedule, parse_schedule
-from .adapters.schedule import schedule_of, scheduled
+from ..helios_core.take.prompts import DEFAULT_BLEND, PromptSchedule, parse_schedule
+from .adapters.schedule import parse_chunks, schedule_of, scheduled
 
 MAX_ROWS = 100  # core's own limit for growing inputs; schedules chain, so a film's rows are unlimited
 MAX_BLEND = 1000
@@ -112,11 +112,3 @@ class HeliosPromptScheduleText(io.ComfyNode):
             (first, clip.encode_from_tokens_scheduled(clip.tokenize(prompt))) for first, prompt in schedule.rows
         )
         return io.NodeOutput(scheduled(PromptSchedule(encoded, blend)))
-
-
-def parse_chunks(text: str) -> list[int]:
-    """``"0, 7, 14"`` -> [0, 7, 14]."""
-    parts = [part.strip() for part in text.replace(";", ",").split(",") if part.strip()]
-    if not all(part.isdecimal() and len(part) <= MOST_DIGITS for part in parts):
-        raise HeliosError(f"first_chunks={shortened(text)} is not a list of chunk numbers; write it like '0, 7, 14'.")
-    return [int(part) for part in parts]

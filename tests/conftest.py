@@ -13,6 +13,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_THREADS = 4
+# Half of helios-tiny's. Its decoder is most of what the tests compute: a chunk of 64x64 takes 0.5 s of a processor
+# at 4 channels, 1.3 s at 8.
+VAE_WIDTH = 4
+# Fixtures of a module that open a browser once for each of the frontend's two node designs.
+BROWSERS = ("frontend", "opened", "strip")
 
 
 def _import_from_checkout(name: str, folder: Path) -> None:
@@ -47,13 +52,21 @@ def load_file_beside(name: str, file: Path) -> ModuleType:
 
 # Here, because pytest applies --hypothesis-profile before it looks into folders below.
 load_file_beside("helios_fuzz_profiles", Path(__file__).parent / "fuzz" / "profiles.py").register()
+escaped_reports = load_file_beside("helios_escaped_reports", Path(__file__).parent / "escaped_reports.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(escaped_reports)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", help="also run the tests marked slow")
 
 
+# Behind pytest-random-order.
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    _keep_browsers_together(items)
     if not config.getoption("--run-slow"):
         _skip(items, "slow", "slow: run with --run-slow")
     if any(item.get_closest_marker("gpu") for item in items):
@@ -61,6 +74,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
         if not torch.cuda.is_available():
             _skip(items, "gpu", "needs a CUDA device")
+
+
+def _keep_browsers_together(items: list[pytest.Item]) -> None:
+    """In a random order too, the tests of one file and one node design follow each other: they share a browser."""
+    turns: dict[tuple[Path, str], int] = {}
+
+    def turn(item: pytest.Item) -> int:
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        browser = next((str(parameters[name]) for name in BROWSERS if name in parameters), "")
+        return turns.setdefault((item.path, browser), len(turns))
+
+    items.sort(key=turn)
 
 
 def _skip(items: list[pytest.Item], mark: str, reason: str) -> None:
@@ -80,18 +105,20 @@ def _threads() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
-    """`tiny_folder("distilled")`: a helios-tiny checkpoint in the released layout, written once a session.
+    """`tiny_folder("distilled")`: helios-tiny with a narrower VAE in the released layout, written once a session.
 
     Read-only by agreement: a test that damages files copies the folder first.
     """
-    from helios_core.commands.tiny import write_tiny
+    from helios_core.commands import tiny
 
     written: dict[str, Path] = {}
 
     def folder(variant: str = "distilled") -> Path:
         if variant not in written:
             target = tmp_path_factory.mktemp("helios-tiny") / f"helios-tiny-{variant}"
-            write_tiny(target, variant=variant)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setitem(tiny.VAE_CONFIG, "base_dim", VAE_WIDTH)
+                tiny.write_tiny(target, variant=variant)
             written[variant] = target
         return written[variant]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from helios_setup import comfyui, environment, pip
-from helios_setup.commands import main, parse
+from helios_setup.commands import main, parse, run_tests
 from helios_setup.errors import ServerDiedError, SetupError
 from helios_setup.paths import API_WORKFLOWS
 from helios_setup.server import ComfyServer, failure, output_files, rejection
@@ -64,6 +64,23 @@ def test_test_passes_unknown_arguments_to_pytest():
     options = parse(["test", "--comfyui", "there", "tests/core", "--co", "-k", "chunk", "-x"])
     assert options.comfyui == "there"
     assert options.pytest == ["tests/core", "--co", "-k", "chunk", "-x"]
+
+
+@pytest.mark.parametrize("given", [[], ["--random-order-seed=7"], ["-p", "no:random_order"]])
+def test_test_shuffles_and_says_how_to_repeat_it(monkeypatch, capsys, given):
+    commands = []
+
+    def run(command, **options):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr("helios_setup.commands.install_system_tools", lambda: None)
+    monkeypatch.setattr("helios_setup.commands.subprocess.run", run)
+    assert run_tests(Path("tree"), ["tests/core", *given]) == 1
+    seeds = [argument for argument in commands[0] if argument.startswith("--random-order-seed=")]
+    assert len(seeds) == (0 if "-p" in given else 1)
+    said = capsys.readouterr().out
+    assert said.endswith(f"run.py test {seeds[0]}\n") if not given else not said
 
 
 def test_other_commands_refuse_unknown_arguments(capsys):
@@ -265,7 +282,7 @@ def test_installed_package_does_not_hide_comfyuis_nodes_module():
         text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(ROOT / "helios_core" / "__init__.py"), "None"]
+    assert done.stdout.splitlines() == [str(ROOT / "helios_core" / "__init__.py"), "None"]
 
 
 # -- workflows ---------------------------------------------------------------------------------------
@@ -426,6 +443,6 @@ def _exists(pid: int) -> bool:
 def test_requirements_file_is_the_packs_own_dependencies():
     """ComfyUI-Manager reads the file, pip and the registry read pyproject.toml."""
     tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert (ROOT / "requirements.txt").read_text().split() == project["dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (ROOT / "requirements.txt").read_text(encoding="utf-8").split() == project["dependencies"]
     assert not any("torch" in name for name in project["dependencies"])

@@ -27,7 +27,7 @@ from ..variants import CHUNK_FRAMES, DEFAULT, VARIANTS
 from ..video.frames import frames_to_uint8
 from ..video.growing import PARTIAL_SUFFIX
 from ..video.segments import VideoSettings
-from ..video.writer import VideoWriter, check_video_options
+from ..video.writer import VideoWriter
 from . import convert, download
 from .tiny import write_tiny
 
@@ -60,7 +60,7 @@ def generate(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace, model: Path) -> None:
-    check_video_options(options.width, options.height, options.fps, "h264", options.crf)
+    VideoSettings(options.width, options.height, options.fps, crf=options.crf)  # refused before the model loads
     if not 0 < options.seconds <= LONGEST_SECONDS:
         raise HeliosError(f"--seconds {options.seconds} must be a length above 0, at most {LONGEST_SECONDS}.")
     if not 0 <= options.seed <= MAX_SEED:
@@ -133,6 +133,7 @@ def _request(options: argparse.Namespace, frames: int) -> dict[str, Any]:
         **_sampling(options),
         "guidance_scale": options.guidance,
         "generator": torch.Generator("cpu").manual_seed(options.seed),
+        "seed_changes": options.seed_changes,
     }
 
 
@@ -186,6 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--fps", type=int, default=24)
     command.add_argument("--crf", type=int, default=18, help="h264 quality, lower is better")
     command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed-changes", default="", metavar="'7: 123'", help="another seed from a chunk on")
     command.add_argument("--steps", type=int, nargs="+", help="steps per stage (default: the variant's)")
     command.add_argument("--guidance", type=float, help="guidance scale (default: the variant's)")
     command.add_argument("--device", help="cuda, cpu, mps (default: cuda where there is one)")

@@ -49,19 +49,7 @@ class BaseSampler:
         on_step: OnStep | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Denoises one chunk.
-
-        Args:
-            velocity: the network, guidance included; its timesteps stay fractional (DESIGN section 6.5).
-            noise: [B,16,9,H/8,W/8] float32.
-            generator: unused; Base draws nothing after the noise.
-            chunk: the chunk's index.
-            guided: unused; Base has no zero steps.
-            dtype: the network's type; Euler rounds to it, UniPC keeps float32.
-
-        Returns:
-            The chunk's latents [B,16,9,H/8,W/8], normalised model space.
-        """
+        """See :meth:`.sampler.ChunkSampler.sample`; Euler rounds its latents to ``dtype``, UniPC's stay float32."""
         schedule = base_schedule(self.scheduler, self.steps[0], dynamic_shift(token_count(noise)))
         reporter = StepReporter(self.total_steps(chunk), on_step)
 

@@ -51,19 +51,7 @@ class DMDSampler:
         on_step: OnStep | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Denoises one chunk.
-
-        Args:
-            velocity: the network, guidance included.
-            noise: [B,16,9,H/8,W/8] float32 at full resolution.
-            generator: draws the block noise of stages 1 and up, in that order.
-            chunk: the chunk's index; only 0 is amplified.
-            guided: unused; Distilled has no zero steps.
-            dtype: the network's type; x0 is rounded to it, as the reference does.
-
-        Returns:
-            The chunk's latents [B,16,9,H/8,W/8], normalised model space.
-        """
+        """See :meth:`.sampler.ChunkSampler.sample`; chunk 0 is amplified, x0 is rounded to ``dtype``."""
         amplified = self.amplify_first_chunk and chunk == 0
         reporter = StepReporter(self.total_steps(chunk), on_step)
 

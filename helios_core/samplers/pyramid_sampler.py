@@ -62,18 +62,10 @@ class PyramidSampler:
         on_step: OnStep | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Denoises one chunk.
+        """See :meth:`.sampler.ChunkSampler.sample`.
 
-        Args:
-            velocity: the network, guidance included; it is not called in zero steps.
-            noise: [B,16,9,H/8,W/8] float32 at full resolution.
-            generator: draws the block noise of stages 1 and up, in that order.
-            chunk: the chunk's index.
-            guided: whether ``velocity`` has classifier-free guidance; without it there are no zero steps.
-            dtype: the network's type; block noise is rounded to it, and Euler's latents; UniPC's stay float32.
-
-        Returns:
-            The chunk's latents [B,16,9,H/8,W/8], normalised model space.
+        ``velocity`` is not called in zero steps, which only guidance has. Block noise is rounded to ``dtype``, and
+        Euler's latents; UniPC's stay float32.
         """
         reporter = StepReporter(self.total_steps(chunk), on_step)
         zero_steps = self.zero_steps + 1 if guided and self.zero_star and self.zero_init else 0

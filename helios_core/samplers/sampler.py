@@ -38,4 +38,16 @@ class ChunkSampler(Protocol):
         on_step: OnStep | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Noise [B,16,9,H/8,W/8] -> the chunk's latents of that shape, normalised model space."""
+        """Denoises one chunk.
+
+        Args:
+            velocity: the network, guidance included.
+            noise: [B,16,9,H/8,W/8] float32 at full resolution.
+            generator: draws the block noise of stages 1 and up, in that order.
+            chunk: the chunk's index.
+            guided: whether ``velocity`` has classifier-free guidance.
+            dtype: the network's type, which the reference rounds some results to.
+
+        Returns:
+            The chunk's latents [B,16,9,H/8,W/8], normalised model space.
+        """

@@ -6,7 +6,6 @@ key whichever take, process or day asks for it.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -84,8 +83,8 @@ class Film:
 
 def start_key(history: History) -> str:
     """The key before a film's first chunk: what the film starts from, its random state included."""
-    values = {f.name: getattr(history, f.name) for f in dataclasses.fields(history)}
-    return fingerprint(KEY_FORMAT, KEY_VERSION, values)
+    tensors, plain = history.parts()
+    return fingerprint(KEY_FORMAT, KEY_VERSION, {**tensors, **plain})
 
 
 def chunk_key(previous_key: str, **determined_by: Any) -> str:

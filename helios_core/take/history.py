@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,6 +82,19 @@ class History:
             seed=seed,
             random_state=generator.get_state(),
         )
+
+    def parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Its tensors and its plain values by name, which is how files hold it."""
+        state = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        return tensors, {name: value for name, value in state.items() if not isinstance(value, Tensor)}
+
+    @classmethod
+    def from_parts(cls, parts: Mapping[str, Any], source: str, of_any_device: bool = False) -> History:
+        """A history from what a file holds, where a chunk can follow it; arguments and errors as for ``checked``."""
+        if "latents" not in parts or not parts.keys() <= {field.name for field in fields(cls)}:
+            raise HeliosError(f"{source} holds no history; save the history again.")
+        return checked(cls(**parts), source, of_any_device)
 
     def repeated(self, times: int) -> History:
         """Each video of the batch ``times`` times."""

@@ -13,19 +13,17 @@ from ..checkpoint.folder import existing_file
 from ..checkpoint.mapped import map_file
 from ..errors import HeliosError, shortened
 from .fingerprint import fingerprint
-from .history import History, checked
+from .history import History
 from .store import write_atomically
 
 FORMAT, VERSION = "helios-history", 1
-_OPTIONAL = ("anchor", "random_state")
 _STATED = {"version", "chunk", "seed", "skip_first_chunk"}
 
 
 def save_history(history: History, path: str | Path) -> None:
     """Writes ``history`` to ``path``, whole or not at all."""
     path = Path(path)
-    tensors = {"latents": history.latents.contiguous()}
-    tensors |= {name: value.contiguous() for name in _OPTIONAL if (value := getattr(history, name)) is not None}
+    tensors = {name: value.contiguous() for name, value in history.parts()[0].items()}
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
@@ -69,17 +67,14 @@ def load_history(path: str | Path) -> History:
     # Older files have none.
     if "checksum" in metadata and metadata["checksum"] != _checksum(tensors, metadata):
         raise HeliosError(f"history file {path} is damaged, its checksum differs; save the history again.")
-    history = History(
-        latents=tensors["latents"],
-        anchor=tensors.get("anchor"),
-        chunk=_whole_number(metadata["chunk"], "chunk", path),
-        seed=_whole_number(metadata["seed"], "seed", path) if metadata["seed"] else None,
-        random_state=tensors.get("random_state"),
-        skip_first_chunk=metadata["skip_first_chunk"] == "True",
-    )
     if metadata["skip_first_chunk"] not in ("True", "False"):
         raise _no_value(path, "skip_first_chunk", metadata["skip_first_chunk"])
-    return checked(history, f"history file {path}")
+    plain = {
+        "chunk": _whole_number(metadata["chunk"], "chunk", path),
+        "seed": _whole_number(metadata["seed"], "seed", path) if metadata["seed"] else None,
+        "skip_first_chunk": metadata["skip_first_chunk"] == "True",
+    }
+    return History.from_parts({**tensors, **plain}, f"history file {path}")
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

@@ -16,7 +16,6 @@ same name whichever take, process or day asks for it. That makes everything else
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import json
 import logging
@@ -39,7 +38,7 @@ from ..errors import HeliosError, reason
 from ..settings import parse_object, read_object
 from .chunk import Chunk
 from .fingerprint import DIGEST_BYTES, fingerprint
-from .history import History, checked
+from .history import History
 
 FOLDER_NAME = "helios_store"
 FORMAT, VERSION = "helios-store", 1
@@ -100,11 +99,10 @@ class ChunkStore:
         Raises:
             HeliosError: the disk is full or the folder cannot be written.
         """
-        state = {f.name: getattr(chunk.history, f.name) for f in dataclasses.fields(chunk.history)}
-        tensors = {f"history.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
-        plain = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
+        tensors, plain = chunk.history.parts()
+        tensors = {"chunk": chunk.latents, **{f"history.{name}": value for name, value in tensors.items()}}
         values = {"previous_key": previous_key, "chunk": chunk.index, "history": plain}
-        self._write(self.chunk_file(key), _packed(key, {"chunk": chunk.latents, **tensors}, values))
+        self._write(self.chunk_file(key), _packed(key, tensors, values))
 
     def get_segment(self, key: str) -> bytes | None:
         """The encoded video of ``key``; None as for chunks."""
@@ -290,10 +288,9 @@ def _packed(key: str, tensors: dict[str, Tensor], values: dict[str, Any]) -> byt
 def _stored_chunk(key: str, tensors: dict[str, Tensor], values: dict[str, Any]) -> Chunk:
     plain = values.get("history")
     parts = {name.removeprefix("history."): value for name, value in tensors.items() if name.startswith("history.")}
-    names = {field.name for field in dataclasses.fields(History)}
-    if not isinstance(plain, dict) or "latents" not in parts or not {*plain, *parts} <= names:
+    if not isinstance(plain, dict):
         raise HeliosError("it holds no history")
-    history = checked(History(**{**plain, **parts}), "it", of_any_device=True)
+    history = History.from_parts({**plain, **parts}, "it", of_any_device=True)
     latents = tensors.get("chunk")
     if latents is None or latents.shape != history.chunk_shape or not latents.is_floating_point():
         raise HeliosError("it holds no chunk")

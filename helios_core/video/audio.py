@@ -17,7 +17,7 @@ AAC_FRAME = 1024
 
 
 class SoundTrack:
-    """Encodes as far as the picture has come, so that neither waits for the other in memory."""
+    """Encodes ComfyUI's AUDIO as far as the picture has come, so that neither waits for the other in memory."""
 
     def __init__(self, container: Any, audio: Mapping[str, Any]):
         self._waveform, self._rate = check_audio(audio), int(audio["sample_rate"])

@@ -13,8 +13,8 @@ import av
 from .audio import SoundTrack
 from .writer import metadata_texts
 
-# A fragment says at which time it begins. Without `frag_discont` and `avoid_negative_ts` FFmpeg would move each one to
-# time 0; an edit list, which it writes instead, belongs into the header, which only the first fragment has.
+# A fragment says at which time it begins: with `frag_discont` at that of its first packet, which FFmpeg would otherwise
+# move to 0. An edit list would move it too, and belongs into the header, which only the first fragment brings.
 _FRAGMENT = {
     "movflags": "empty_moov+frag_custom+default_base_moof+frag_discont+skip_trailer",
     "avoid_negative_ts": "make_non_negative",
@@ -40,12 +40,7 @@ def as_fragment(segment: bytes, number: int, begin: Fraction) -> tuple[bytes, Fr
 def finish_video(
     partial: Path, target: Path, audio: Mapping[str, Any] | None = None, metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """Makes a normal MP4 of a growing one: index in front, since players seek badly in fragments and some refuse them.
-
-    Args:
-        audio: ComfyUI's AUDIO, for an AAC track; cut to the video's length.
-        metadata: stored as one JSON text per key.
-    """
+    """Makes a normal MP4 of a growing one, index in front: players seek badly in fragments, and some refuse them."""
     options = {"movflags": "use_metadata_tags+faststart"}
     with av.open(str(partial)) as source, av.open(str(target), "w", format="mp4", options=options) as container:
         container.metadata.update(metadata_texts(metadata or {}))

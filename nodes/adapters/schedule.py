@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ...helios_core.errors import HeliosError
-from ...helios_core.take.prompts import PromptSchedule, mix_embeddings
+from ...helios_core.errors import HeliosError, shortened
+from ...helios_core.take.prompts import MOST_DIGITS, PromptSchedule, mix_embeddings
 
 SCHEDULE_KEY = "helios_schedule"
 
@@ -34,3 +34,11 @@ def _mix(previous: list, new: list, weight: float) -> list:
             "one prompt a row."
         )
     return [[mix_embeddings(previous[0][0], new[0][0], weight), new[0][1]]]
+
+
+def parse_chunks(text: str) -> list[int]:
+    """``"0, 7, 14"`` -> [0, 7, 14]."""
+    parts = [part.strip() for part in text.replace(";", ",").split(",") if part.strip()]
+    if not all(part.isdecimal() and len(part) <= MOST_DIGITS for part in parts):
+        raise HeliosError(f"first_chunks={shortened(text)} is not a list of chunk numbers; write it like '0, 7, 14'.")
+    return [int(part) for part in parts]

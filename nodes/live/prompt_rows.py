@@ -7,7 +7,7 @@ from typing import Any
 
 from ...helios_core.errors import HeliosError
 from ...helios_core.take.prompts import parse_schedule
-from ..prompts import parse_chunks
+from ..adapters.schedule import parse_chunks
 
 # Visits in all: nodes with several links would be walked once for every way up to them.
 MOST_NODES = 2000

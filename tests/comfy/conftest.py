@@ -94,7 +94,7 @@ def released(tiny_folder: Callable[[str], Path]) -> tuple[Path, dict[str, Any], 
     folder, state = tiny_folder("distilled"), {}
     for file in sorted((folder / "transformer").glob("*.safetensors")):
         state |= load_file(file)
-    config = (folder / "transformer" / "config.json").read_text()
+    config = (folder / "transformer" / "config.json").read_text(encoding="utf-8")
     return folder, state, {"helios.config": config, "helios.variant": "distilled"}
 
 

@@ -26,7 +26,7 @@ original = comfy.model_management.LoadedModel.model_load
 
 
 def model_load(self, lowvram_model_memory=0, force_patch_weights=False):
-    share = float(Path(__file__).with_name("share").read_text())
+    share = float(Path(__file__).with_name("share").read_text(encoding="utf-8"))
     budget = 0 if share >= 1 else max(0.1, share * self.model.model_size())
     return original(self, budget, force_patch_weights)
 

@@ -24,7 +24,7 @@ MODEL, TEXT, VAE, POSITIVE, NEGATIVE, HISTORY, SAMPLER, CHAIN, DECODE, VIDEO, SA
 @pytest.fixture
 def graph():
     """The shipped Distilled text-to-video graph on helios-tiny, small and two chunks long."""
-    shipped = json.loads((API_WORKFLOWS / "helios_distilled_t2v.json").read_text())
+    shipped = json.loads((API_WORKFLOWS / "helios_distilled_t2v.json").read_text(encoding="utf-8"))
     shipped[MODEL]["inputs"]["model"] = TINY
     shipped[TEXT]["inputs"]["text_encoder"] = TINY
     shipped[VAE]["inputs"]["vae"] = TINY
@@ -184,6 +184,7 @@ def test_core_lora_loader_takes_wan_named_loras(comfy, graph):
     assert "lora key not loaded" not in comfy.log()
 
 
+@pytest.mark.slow
 def test_core_torch_compile_accepts_the_model(comfy, graph):
     graph[CHAIN]["inputs"]["num_chunks"] = 1
     graph[SAMPLER]["inputs"].update(amplify_first_chunk=False)

@@ -29,7 +29,7 @@ def base(comfy) -> Path:
 
 def quick(name, **changes) -> dict:
     """A shipped workflow on helios-tiny: small, few steps, at most three chunks."""
-    graph = json.loads((API_WORKFLOWS / f"{name}.json").read_text())
+    graph = json.loads((API_WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
     graph = fill_workflow(graph, f"helios-tiny-{workflow_variant(name)}", size=SIZE)
     for node in graph.values():
         inputs = node["inputs"]

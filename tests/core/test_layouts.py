@@ -57,7 +57,7 @@ def released(tiny_folder):
     state = {}
     for file in sorted((folder / "transformer").glob("*.safetensors")):
         state |= load_file(file)
-    config = json.loads((folder / "transformer" / "config.json").read_text())
+    config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
     return folder, state, {VARIANT_KEY: "distilled", CONFIG_KEY: json.dumps(config)}
 
 
@@ -137,7 +137,7 @@ def test_weights_of_the_right_type_are_not_copied(released, tmp_path):
     model = load_transformer(open_transformer(file), torch.bfloat16)
     ranges = [
         tuple(int(end, 16) for end in line.split()[0].split("-"))
-        for line in Path("/proc/self/maps").read_text().splitlines()
+        for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
         if line.endswith(str(file))
     ]
     for name, parameter in model.named_parameters():
@@ -197,7 +197,7 @@ def sparse_file(path, shapes, dtype):
 def test_full_configuration_has_the_released_names_and_shapes():
     """Both ways through the adapter, without allocating: 1,101 names, 14,312,427,584 numbers."""
     released = {}
-    for pattern, shape in json.loads(REFERENCE.read_text()).items():
+    for pattern, shape in json.loads(REFERENCE.read_text(encoding="utf-8")).items():
         span = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
         numbers = range(int(span[1]), int(span[2]) + 1) if span else [0]
         released |= {pattern.replace(span[0], str(n)) if span else pattern: tuple(shape) for n in numbers}

@@ -341,7 +341,7 @@ from helios_core.checkpoint import open_transformer
 from helios_core.checkpoint.streaming import stream_transformer
 
 def peak():
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 torch.set_num_threads(1)

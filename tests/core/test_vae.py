@@ -211,7 +211,7 @@ def test_names_are_those_comfyui_detects():
 
 @pytest.mark.skipif(not RELEASED_KEYS.is_file(), reason="the list of released tensor names is not here")
 def test_names_of_the_released_vae_load_and_return():
-    shapes = json.loads(RELEASED_KEYS.read_text())["tensors"]
+    shapes = json.loads(RELEASED_KEYS.read_text(encoding="utf-8"))["tensors"]
     state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     native = vae_from_diffusers(state)
     WanVAE(device="meta").load_state_dict(native, assign=True)
@@ -250,7 +250,7 @@ def test_load_vae_equals_diffusers(folder):
 
 def edit_config(folder: Path, **changes) -> None:
     path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}))
 
 
 def test_load_vae_refuses_bad_files(folder):

@@ -13,8 +13,9 @@ import torch
 from diffusers.video_processor import VideoProcessor
 
 from helios_core.errors import HeliosError
-from helios_core.take.reference import frames_to_uint8
-from helios_core.video.writer import CODECS, VideoWriter, read_video
+from helios_core.video.frames import frames_to_uint8
+from helios_core.video.segments import CODECS
+from helios_core.video.writer import VideoWriter, read_video
 
 WIDTH, HEIGHT = 96, 64
 

@@ -67,7 +67,7 @@ def graphs() -> dict[str, dict[str, Any]]:
 
 def _quick(name: str) -> dict[str, Any]:
     """A shipped workflow: helios-tiny, one chunk, one step a stage."""
-    graph = json.loads((API_WORKFLOWS / f"{name}.json").read_text())
+    graph = json.loads((API_WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
     graph = fill_workflow(graph, f"helios-tiny-{workflow_variant(name)}", size=SIZE)
     for item in graph.values():
         inputs = item["inputs"]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 
 LONG_EXAMPLES = 1000
 # Fixtures are folders and servers that no example changes for the next; examples load models, so they are slow.
@@ -24,6 +25,10 @@ def register() -> None:
     settings.register_profile("ci", derandomize=True, **common)
     settings.register_profile("long", max_examples=LONG_EXAMPLES, database=None, **common)
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+    # Hypothesis also draws the constants of whatever modules of the checkout are loaded, `derandomize` or not:
+    # the examples of a test would depend on the tests that ran before it. Random examples may have them.
+    if settings.default.derandomize:
+        providers.is_local_module_file = lambda path: False
 
 
 def tries(in_ci: int) -> Callable[[Any], Any]:

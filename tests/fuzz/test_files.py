@@ -158,7 +158,7 @@ CONFIGS = ("model_index.json", "transformer/config.json", "scheduler/scheduler_c
 @given(changed=st.data())
 def test_folder_configuration(damaged_folder, tiny_folder, name, changed):
     """What is accepted renders a chunk of numbers."""
-    content = json.loads((tiny_folder("distilled") / name).read_text())
+    content = json.loads((tiny_folder("distilled") / name).read_text(encoding="utf-8"))
     data = changed.draw(json_files(content))
     folder = damaged_folder(name, data)
     part = name.split("/", maxsplit=1)[0]

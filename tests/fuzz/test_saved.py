@@ -36,7 +36,8 @@ from helios_core.take.history import CUDA_STATE_BYTES, History
 from helios_core.take.history_file import load_history, save_history
 from helios_core.take.store import ChunkStore
 from helios_core.take.take import Take, check_name
-from helios_core.video.growing import GrowingVideo, VideoSettings, encode_segment
+from helios_core.video.growing import GrowingVideo
+from helios_core.video.segments import VideoSettings, encode_segment
 from helios_core.video.writer import read_video
 
 KEY, PREVIOUS = "a" * 40, "b" * 40
@@ -170,7 +171,7 @@ def test_store_entry(tmp_path, stored, changed, part):
     store.prepare()
     path = (store.chunk_file, store.segment_file)[part](KEY)
     whole = stored[part]
-    data = changed.draw(st.one_of(damaged(whole), safetensors_files(whole)))
+    data = changed.draw(st.one_of(damaged(whole), safetensors_files(stored[0])))
     path.write_bytes(data)
     with bounded(len(data)):
         found = (store.get_chunk, store.get_segment)[part](KEY)
@@ -213,7 +214,7 @@ def test_manifests(tmp_path, changed):
     store = ChunkStore(tmp_path / "store")
     take = Take(store, "film", {})
     take.end("finished")
-    whole = json.loads((store.takes / "film.json").read_text())
+    whole = json.loads((store.takes / "film.json").read_text(encoding="utf-8"))
     named = texts.filter(lambda text: len(text) < 300).map(lambda name: whole | {"take": name})
     outside = st.just(whole | {"take": "../../kept"})
     data = changed.draw(st.one_of(json_files(whole), st.one_of(named, outside).map(dumps)))
@@ -241,7 +242,7 @@ def test_take_names(tmp_path, name):
 def film(path, count=3):
     video = GrowingVideo(path)
     for data in segments()[:count]:
-        video.append(data, SETTINGS)
+        video.append(data)
     video.cut()
     video.close()
     return video.path.read_bytes()
@@ -324,6 +325,7 @@ def test_links_are_not_followed(tmp_path):
     (outside / "kept").write_bytes(b"kept")
     path = tmp_path / "film.partial.mp4"
     path.symlink_to(outside / "kept")
+    path.with_name(".film-2.partial.mp4.lock").symlink_to(outside / "kept")
     assert film(path) == film(tmp_path / "clean.partial.mp4")
     store = ChunkStore(tmp_path / "store")
     store.prepare()

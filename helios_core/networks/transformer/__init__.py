@@ -1,8 +1,8 @@
 """The Helios transformer: history context in, velocity of one chunk out."""
 
 from .attention_backends import ATTENTION_NAMES, choose_attention, is_exact_attention
-from .model import HeliosTransformer, TransformerConfig
-from .options import check_speed_options
+from .config import TransformerConfig
+from .model import HeliosTransformer
 from .prepared import PreparedHistory, PreparedText
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "PreparedHistory",
     "PreparedText",
     "TransformerConfig",
-    "check_speed_options",
     "choose_attention",
     "is_exact_attention",
 ]

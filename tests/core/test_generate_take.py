@@ -1,0 +1,71 @@
+"""The command line's takes: kept, resumed, extended, and finished after a kill."""
+
+import json
+import subprocess
+import sys
+import time
+
+import torch
+
+from helios_core.commands.cli import main
+from helios_core.pipeline import HeliosPipeline
+from helios_core.video.writer import read_video
+
+
+def generate(folder, **options):
+    arguments = {"prompt": "a boat", "output": folder / "film.mp4", "width": 64, "height": 64, "take": "film"}
+    arguments |= {"steps": "1 1 1", "seconds": 4, "seed": 2} | options
+    words = [word for name, value in arguments.items() for word in (f"--{name}", *str(value).split(" "))]
+    words[words.index("--prompt") + 1 : words.index("--output")] = [str(arguments["prompt"])]
+    return main(["generate", *words])
+
+
+def reused(folder):
+    manifest = json.loads((folder / "helios_store" / "takes" / "film.json").read_text(encoding="utf-8"))
+    return [entry["reused"] for entry in manifest["chunks"]]
+
+
+def test_command_line_resumes_and_equals_the_pipeline(tmp_path, tiny_folder, capsys):
+    model = tiny_folder("distilled")
+    assert generate(tmp_path, model=model) == 0
+    assert reused(tmp_path) == [False] * 3
+    film = read_video(tmp_path / "film.mp4")
+    expected = HeliosPipeline.from_pretrained(model)(
+        "a boat", width=64, height=64, num_frames=99, pyramid_num_inference_steps_list=[1, 1, 1], output_type="uint8",
+        generator=torch.Generator().manual_seed(2),
+    ).frames[0]  # fmt: skip
+    assert (film.float() - expected.float()).abs().mean() < 4
+    assert generate(tmp_path, model=model, seconds=5) == 0
+    assert reused(tmp_path) == [True] * 3 + [False]
+    assert torch.equal(read_video(tmp_path / "film.mp4")[:99], film)
+    assert generate(tmp_path, model=model, seconds=5, crf=30) == 0
+    assert reused(tmp_path) == [True] * 4
+    assert generate(tmp_path, model=model, prompt="a fire") == 0
+    assert reused(tmp_path) == [False] * 3
+
+    assert main(["store", "--folder", str(tmp_path / "helios_store")]) == 0
+    assert "film: 3 chunks in" in capsys.readouterr().out
+    assert main(["store", "--folder", str(tmp_path / "helios_store"), "--clear"]) == 0
+    assert not list((tmp_path / "helios_store").glob("*.*"))
+
+
+def test_command_line_killed_goes_on(tmp_path, tiny_folder):
+    """SIGKILL in a child process, then the same command: the film of an uninterrupted run, no chunk made twice."""
+    model, folder = tiny_folder("distilled"), tmp_path / "killed"
+    folder.mkdir()
+    command = [sys.executable, "-m", "helios_core", "generate", "--prompt", "a boat", "--width", "64", "--height", "64"]
+    command += ["--model", str(model), "--take", "film", "--steps", "1", "1", "1", "--seconds", "8", "--seed", "2"]
+    with subprocess.Popen([*command, "--output", str(folder / "film.mp4")], stderr=subprocess.DEVNULL) as process:
+        while len(list(folder.glob("helios_store/*.chunk.safetensors"))) < 2:
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.kill()
+    made = {path: path.read_bytes() for path in folder.glob("helios_store/*.chunk.safetensors")}
+    assert 2 <= len(made) < 6
+    generate(folder, model=model, seconds=8)
+    assert reused(folder) == [True] * len(made) + [False] * (6 - len(made))
+    assert all(path.read_bytes() == content for path, content in made.items())
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    generate(whole, model=model, seconds=8)
+    assert torch.equal(read_video(folder / "film.mp4"), read_video(whole / "film.mp4"))
