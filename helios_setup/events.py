@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import json
 import struct
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 PREVIEW_IMAGE = 1
 PREVIEW_IMAGE_WITH_METADATA = 4
@@ -36,8 +34,11 @@ class Event:
         return self.data.get("prompt_id")
 
 
-def decode_preview(message: bytes) -> Event | None:
-    """A binary message as an Event, or None for a kind this client did not ask for."""
+def decode(message: str | bytes) -> Event | None:
+    """A message as an Event, or None for a binary kind this client did not ask for."""
+    if isinstance(message, str):
+        content = json.loads(message)
+        return Event(content["type"], content.get("data") or {})
     kind = struct.unpack(">I", message[:4])[0]
     if kind == PREVIEW_IMAGE_WITH_METADATA:
         length = struct.unpack(">I", message[4:8])[0]
@@ -58,20 +59,29 @@ class EventStream:
     """
 
     def __init__(self, url: str, timeout: float = 30.0) -> None:
+        # Not at module level: run.py imports this package before anything is installed.
+        from websockets.exceptions import WebSocketException
+        from websockets.sync.client import connect
+
         self.events: list[Event] = []
         self.closed = False
-        self._url = url
         self._changed = threading.Condition()
-        self._connected = threading.Event()
-        self._stop: Callable[[], object] = lambda: None
-        self._thread = threading.Thread(target=self._run, name="comfyui-events", daemon=True)
+        self._connection = contextlib.ExitStack()
+        try:
+            # No proxy from the environment, which must not be asked for the loopback address; and no limit on the time
+            # in which a busy server answers a ping.
+            self._socket = self._connection.enter_context(
+                connect(url, open_timeout=timeout, max_size=None, compression=None, proxy=None, ping_interval=None)
+            )
+        except (OSError, WebSocketException) as error:
+            raise ConnectionError(f"No websocket answers at {url}.") from error
+        # Must be the first message: it selects previews that name their node and prompt.
+        self._socket.send(json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}))
+        self._thread = threading.Thread(target=self._read, name="comfyui-events", daemon=True)
         self._thread.start()
-        if not self._connected.wait(timeout) or self.closed:
-            self.close()
-            raise ConnectionError(f"No websocket answers at {url}.")
 
     def close(self) -> None:
-        self._stop()
+        self._connection.close()
         self._thread.join(timeout=5)
 
     def wait(self, seen: int, timeout: float) -> list[Event]:
@@ -80,50 +90,20 @@ class EventStream:
             self._changed.wait_for(lambda: len(self.events) > seen or self.closed, timeout)
             return self.events[seen:]
 
-    def _append(self, event: Event) -> None:
-        with self._changed:
-            self.events.append(event)
-            self._changed.notify_all()
+    def _read(self) -> None:
+        from websockets.exceptions import ConnectionClosed
 
-    def _run(self) -> None:
         try:
-            asyncio.run(self._follow())
+            for message in self._socket:
+                event = decode(message)
+                if event is not None:
+                    with self._changed:
+                        self.events.append(event)
+                        self._changed.notify_all()
+        except ConnectionClosed:
+            # The server is gone without a word; `closed` tells whoever waits.
+            return
         finally:
             with self._changed:
                 self.closed = True
                 self._changed.notify_all()
-            self._connected.set()
-
-    async def _follow(self) -> None:
-        # Inside the function: run.py imports this package before aiohttp is installed.
-        import aiohttp
-
-        loop = asyncio.get_running_loop()
-        stopping = asyncio.Event()
-        self._stop = lambda: loop.is_closed() or loop.call_soon_threadsafe(stopping.set)
-        try:
-            async with (
-                aiohttp.ClientSession() as session,
-                session.ws_connect(self._url, max_msg_size=0) as socket,
-            ):
-                # Must be the first message: it selects previews that name their node and prompt.
-                await socket.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
-                self._connected.set()
-                reading = asyncio.create_task(self._read(socket))
-                stopped = asyncio.create_task(stopping.wait())
-                await asyncio.wait({reading, stopped}, return_when=asyncio.FIRST_COMPLETED)
-                reading.cancel()
-                stopped.cancel()
-        except (aiohttp.ClientError, OSError):
-            # The server is gone; `closed` tells whoever waits.
-            return
-
-    async def _read(self, socket: Any) -> None:
-        async for message in socket:
-            if isinstance(message.data, bytes):
-                event = decode_preview(message.data)
-                if event is not None:
-                    self._append(event)
-            else:
-                decoded = json.loads(message.data)
-                self._append(Event(decoded["type"], decoded.get("data") or {}))
