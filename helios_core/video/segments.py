@@ -14,7 +14,7 @@ from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from av.video.reformatter import ColorRange, Colorspace
 from torch import Tensor
 
 from ..errors import HeliosError
@@ -35,8 +35,9 @@ _ENCODERS: dict[str, tuple[str, dict[str, str], str | None]] = {
 }
 CODECS = tuple(_ENCODERS)
 
-# Swscale's faster paths are off by one in places; these flags make the conversion exact and repeatable.
-_CONVERSION = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+# Swscale's faster paths are off by one in places; these flags make the conversion exact and repeatable. Numbers of
+# swscale.h, since PyAV has names for the last two from version 18 on only: BICUBIC, ACCURATE_RND, FULL_CHR_H_INT.
+_CONVERSION = 0x4 | 0x40000 | 0x2000
 
 
 @dataclass(frozen=True)
