@@ -6,7 +6,7 @@ from __future__ import annotations
 class HeliosError(ValueError):
     """Bad input, in one sentence: names the input, its value and the remedy.
 
-    Raised before any sampling starts wherever the fault can be known by then (DESIGN section 7).
+    Raised before any sampling starts wherever the fault can be known by then.
     """
 
 

@@ -1,4 +1,4 @@
-"""The Base sampler: one stage at full resolution (DESIGN section 6.2, 6.5)."""
+"""The Base sampler: one stage at full resolution."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Distilled sampler: a few DMD steps in each of three pyramid stages (DESIGN section 6.4, 6.6)."""
+"""The Distilled sampler: a few DMD steps in each of three pyramid stages, each re-noised toward the start point."""
 
 from __future__ import annotations
 

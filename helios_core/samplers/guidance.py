@@ -8,7 +8,7 @@ from . import Velocity
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-    """u + scale*(c - u) (DESIGN section 6.7)."""
+    """Classifier-free guidance: u + scale*(c - u)."""
     return unconditional + scale * (conditional - unconditional)
 
 

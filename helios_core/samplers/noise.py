@@ -1,4 +1,4 @@
-"""Noise of a chunk: the full-resolution draw, its pyramid, and block noise between stages (DESIGN section 6.6)."""
+"""Noise of a chunk: the full-resolution draw, its pyramid, and block noise between stages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Mid sampler: many steps in each of three pyramid stages (DESIGN section 6.5 to 6.7)."""
+"""The Mid sampler: many steps in each of three pyramid stages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class PyramidSampler:
 
     ``steps`` per stage; ``solver`` is ``unipc`` or ``euler``. With ``zero_star`` the caller's guidance is
     :func:`.guidance.guide_zero_star`, and ``zero_init`` gives steps 0 to ``zero_steps`` inclusive of stage 0 a velocity
-    of zero, where guidance is on (DESIGN section 6.7).
+    of zero, where guidance is on.
     """
 
     steps: tuple[int, ...] = MID.steps

@@ -1,4 +1,4 @@
-"""Stage tables and step schedules, as Python floats (DESIGN section 6.1 to 6.4)."""
+"""Stage tables and step schedules, as Python floats."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class StepSchedule:
 
 
 def stage_tables(config: SchedulerConfig) -> tuple[Stage, ...]:
-    """The stages' tables, coarsest first (DESIGN section 6.3)."""
+    """The stages' tables, coarsest first."""
     steps, gamma = config.num_train_timesteps, config.gamma
     sigmas = np.flip(1.0 - np.linspace(1, 1 / steps, steps + 1))[:-1]
     bounds = [min(max(int(x * steps), 0), steps) for x in config.stage_range]
@@ -117,7 +117,7 @@ def stage_tables(config: SchedulerConfig) -> tuple[Stage, ...]:
 
 
 def dynamic_shift(tokens: int) -> float:
-    """mu for a stage that starts from ``tokens`` noisy tokens, counted before its upsample (DESIGN 6.1, 6.2)."""
+    """mu for a stage that starts from ``tokens`` noisy tokens, counted before its upsample."""
     slope = (SHIFT_VALUES[1] - SHIFT_VALUES[0]) / (SHIFT_TOKENS[1] - SHIFT_TOKENS[0])
     return tokens * slope + (SHIFT_VALUES[0] - slope * SHIFT_TOKENS[0])
 
@@ -129,14 +129,14 @@ def shifted(sigma: float, mu: float, kind: str) -> float:
 
 
 def dmd_schedule(config: SchedulerConfig, stage: Stage, steps: int, mu: float, amplified: bool) -> StepSchedule:
-    """Distilled's steps of one stage (DESIGN section 6.4); ``amplified`` doubles them."""
+    """Distilled's steps of one stage; ``amplified`` doubles them."""
     points = 2 * steps + 1 if amplified else steps + 1
     grid = np.linspace(STAGE_SIGMA_MAX, _last_stage_sigma(config), points)
     return _scheduled(config, stage, [float(s) for s in grid[:-1]], mu)
 
 
 def pyramid_schedule(config: SchedulerConfig, stage: Stage, steps: int, mu: float) -> StepSchedule:
-    """Mid's steps of one stage: as Distilled's, with no point dropped (DESIGN section 6.5)."""
+    """Mid's steps of one stage: as Distilled's, with no point dropped."""
     grid = np.linspace(STAGE_SIGMA_MAX, _last_stage_sigma(config), steps)
     return _scheduled(config, stage, [float(s) for s in grid], mu)
 

@@ -1,4 +1,4 @@
-"""The walk through the pyramid's stages, shared by Mid and Distilled (DESIGN section 6.1, 6.3, 6.6)."""
+"""The walk through the pyramid's stages, shared by Mid and Distilled."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class PromptSchedule(Generic[T]):
         rows: (first chunk, prompt), the first row at chunk 0, first chunks rising. A prompt is whatever the caller
             blends: text embeddings, a conditioning.
         blend: chunks over which a new prompt takes over. At its chunk i of ``blend`` the mixture is
-            i/(blend-1) new (DESIGN section 6.13); 0 or 1 changes at once.
+            i/(blend-1) new; 0 or 1 changes at once.
     """
 
     rows: tuple[tuple[int, T], ...]

@@ -1,6 +1,6 @@
 """A history from an image (image to video) or from a clip (video to video), as the reference begins them.
 
-DESIGN section 6.11. One generator draws everything, in the reference's order: the VAE's samples first, then
+One generator draws everything, in the reference's order: the VAE's samples first, then
 sigma and noise of the anchor, then sigma and noise of what fills the history.
 """
 

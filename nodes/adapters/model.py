@@ -34,6 +34,7 @@ from ...helios_core.errors import HeliosError
 from ...helios_core.networks.transformer import HeliosTransformer, TransformerConfig
 from ...helios_core.take.history import History
 from ...helios_core.variants import CHUNK_LATENT_FRAMES
+from .operations import with_held_elsewhere
 from .prepared import PREPARED_KEY, PreparedInputs
 
 # Core's own figure for Wan, whose blocks these are: activation memory in proportion to the width.
@@ -157,6 +158,9 @@ def check_noise(noise: Tensor, history: History | None) -> None:
 
 class HeliosNetwork(HeliosTransformer):
     """The transformer behind core's calling convention, with core's attention and its patches."""
+
+    def __init__(self, operations: Any, **settings: Any):
+        super().__init__(operations=with_held_elsewhere(operations), **settings)
 
     def forward(  # type: ignore[override]
         self,

@@ -25,7 +25,7 @@ CHINESE = re.compile(r"[\u4e00-\u9fff]")
 LATIN_NAMES = {"VAE", "CLIP", "CFG", "gamma", "CFG-Zero*", "Latent"}
 UNLIMITED = 2**64 - 1
 
-# The released configuration, by node and input; what is left out has no default. DESIGN sections 1, 5 and 6.
+# The released configuration, by node and input; what is left out has no default.
 HISTORY_NOISE = {"noise_sigma_min": 0.111, "noise_sigma_max": 0.135, "seed": 0, "skip_first_chunk": False}
 CHUNK = {"cfg": 1.0, "seed": 0}
 STAGES = {"stage_range": "", "gamma": "1/3"}

@@ -20,7 +20,7 @@ class BlockContext:
     """What every block of one forward shares.
 
     ``history_modulation`` [1 or B,6,C] belongs to the leading ``history_length`` tokens,
-    ``noisy_modulation`` [B,6,C] to the rest (DESIGN section 6.9); ``rope`` is :func:`kernels.rotation`'s of the
+    ``noisy_modulation`` [B,6,C] to the rest; ``rope`` is :func:`kernels.rotation`'s of the
     table [L,D/2,2].
     """
 

@@ -182,7 +182,7 @@ def apply_rope(x: Tensor, table: Tensor) -> Tensor:
 def compute_dtype(module: nn.Module, dtype: torch.dtype) -> torch.dtype:
     """The wider of ``dtype`` and the type of the module's weights.
 
-    The reference keeps the time embedding and norm3 float32 in a bfloat16 model. Under ComfyUI weights may be
+    The reference keeps the time embedding and norm3 float32 in a bfloat16 model. A host's weights may be
     absent until loaded, or narrower because they are cast on use.
     """
     weight = getattr(module, "weight", None)
@@ -192,7 +192,6 @@ def compute_dtype(module: nn.Module, dtype: torch.dtype) -> torch.dtype:
 
 
 def _held_elsewhere(module: nn.Module, x: Tensor) -> bool:
-    """Whether a module's own forward must bring its weights: ComfyUI's do where memory is short or a LoRA waits."""
+    """Whether a module's own forward must bring its weights; ``operations`` of a host may have norms that say so."""
     weight = getattr(module, "weight", None)
-    cast = getattr(module, "comfy_cast_weights", False) or getattr(module, "weight_function", None)
-    return weight is None or weight.device != x.device or bool(cast)
+    return weight is None or weight.device != x.device or getattr(module, "held_elsewhere", False)

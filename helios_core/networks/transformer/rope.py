@@ -1,7 +1,7 @@
 """Rotary positions: three axes, fixed frame positions, pooled tables for compressed history.
 
 A table is float32 ``[L, D/2, 2]``: cosine and sine for each pair of neighbouring channels. Pooled entries
-are averages of cosines and of sines, so they are shorter than unit length (DESIGN section 6.8).
+are averages of cosines and of sines, so they are shorter than unit length.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def history_table(
 ) -> Tensor:
     """Positions of the history tokens, in token order long, mid, short: [L, D/2, 2].
 
-    ``height`` and ``width`` count full-resolution tokens; mid and long pool that grid (DESIGN section 6.8).
+    ``height`` and ``width`` count full-resolution tokens; mid and long pool that grid.
     """
 
     def grid(positions) -> Tensor:
