@@ -101,7 +101,7 @@ def main() -> int:
     parser.add_argument("--height", type=int, default=384)
     parser.add_argument("--chunks", type=int, nargs=2, default=(8, 44))
     options = parser.parse_args()
-    tree = options.comfyui or existing_tree()
+    tree = options.comfyui.resolve() if options.comfyui else existing_tree()
     if tree is None:
         parser.error("no ComfyUI: run `python run.py setup`, or give --comfyui")
     size, grows = (options.width, options.height), False

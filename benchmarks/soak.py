@@ -227,7 +227,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path.cwd(), help="folder of soak.json and soak.png")
     options = parser.parse_args()
-    tree = options.comfyui or existing_tree()
+    tree = options.comfyui.resolve() if options.comfyui else existing_tree()
     if tree is None:
         parser.error("no ComfyUI: run `python run.py setup`, or give --comfyui")
     stop_on_terminate()
