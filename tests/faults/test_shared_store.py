@@ -9,7 +9,6 @@ from pathlib import Path
 import helios_faults_film as film
 import pytest
 import torch
-
 from helios_core.store import FOLDER_NAME, ChunkStore
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks")
