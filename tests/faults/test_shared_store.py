@@ -9,7 +9,8 @@ from pathlib import Path
 import helios_faults_film as film
 import pytest
 import torch
-from helios_core.store import FOLDER_NAME, ChunkStore
+
+from helios_core.take.store import FOLDER_NAME, ChunkStore
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks")
 
@@ -21,8 +22,8 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import film
 import torch
-from helios_core.cli import main
-from helios_core.store import ChunkStore
+from helios_core.commands.cli import main
+from helios_core.take.store import ChunkStore
 
 torch.set_num_threads(1)
 folder, limit, grace, films, processes, cleared = Path(sys.argv[2]), *map(int, sys.argv[3:])
