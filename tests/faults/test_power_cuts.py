@@ -78,5 +78,5 @@ def test_a_disk_that_lies_damages_what_is_found_by_its_checksum(undisturbed, tmp
     assert path.read_bytes() == undisturbed[0] and torch.equal(latents, undisturbed[1])
     assert film.numbers(notes, "sampled") == list(range(film.CHUNKS))
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    for kind in ("chunk", "segment"):
-        assert sum(f".{kind}.safetensors is damaged" in text for text in told) == film.CHUNKS
+    for kind in ("chunk.safetensors", "segment.mp4"):
+        assert sum(f".{kind} is damaged" in text for text in told) == film.CHUNKS
