@@ -24,7 +24,7 @@ from .errors import HeliosError
 from .networks.text import TextEncoder
 from .networks.transformer import HeliosTransformer
 from .networks.vae import WanVAE
-from .samplers import OnStep, SchedulerConfig, sampler_of
+from .samplers import ChunkSampler, OnStep, SchedulerConfig, sampler_of
 from .take.chunk import Chunk
 from .take.film import Film, check_film, chunk_count
 from .take.fingerprint import fingerprint, folder_fingerprint
@@ -83,9 +83,7 @@ class HeliosPipeline:
         self.folder, self.inexact = folder, inexact
         self.transformer, self.vae = transformer, vae
         self._text_encoder = text_encoder
-        self.variant = variant
-        # The variant's sampler, by the reference's keywords.
-        self.sampler = functools.partial(sampler_of, variant, scheduler, zero_star)
+        self.variant, self.scheduler, self.zero_star = variant, scheduler, zero_star
         self.device, self.dtype = device, dtype
 
     @classmethod
@@ -307,6 +305,10 @@ class HeliosPipeline:
         if self.folder is None:
             raise HeliosError("take needs a pipeline of from_pretrained, whose folder tells models apart.")
         return fingerprint([folder_fingerprint(self.folder / part) for part in parts], self.dtype, self.inexact)
+
+    def sampler(self, *args: Any, **keywords: Any) -> ChunkSampler:
+        """The variant's sampler, by the reference's keywords."""
+        return sampler_of(self.variant, self.scheduler, self.zero_star, *args, **keywords)
 
     def steps_per_chunk(self, num_frames: int, **sampling: Any) -> list[int]:
         """Steps of every chunk of a clip, for a progress bar; sampler options as in :meth:`stream`."""
