@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from helios_core.checkpoint import from_diffusers
 from helios_core.checkpoint.load import keeps_float32
 from helios_core.checkpoint.vae_names import vae_from_diffusers
-from helios_core.commands.tiny import SCHEDULER_CONFIGS
 from helios_core.networks.transformer import HeliosTransformer
 from helios_core.networks.transformer.fp8 import narrowed, use_fp8
 from helios_core.networks.vae import VAEConfig, WanVAE
 from helios_core.pipeline import HeliosPipeline
 from helios_core.samplers import SchedulerConfig
+from helios_core.variants import VARIANTS
 
 TEXT_TOKENS = 512
 WEIGHT_STD = 0.02
@@ -73,7 +73,7 @@ def build_pair(
         vae=our_vae.to(device, vae_dtype).eval(),
         text_encoder=no_text_encoder,
         variant=variant,
-        scheduler=SchedulerConfig.from_dict(SCHEDULER_CONFIGS[variant]),
+        scheduler=SchedulerConfig.from_dict(VARIANTS[variant].scheduler),
         zero_star=variant == "mid",
         device=device,
         dtype=dtype,
@@ -86,7 +86,7 @@ def reference_pipeline(variant: str, transformer: Any, vae: Any) -> Any:
     """Diffusers' pipeline of a variant around these parts."""
     import diffusers
 
-    settings = dict(SCHEDULER_CONFIGS[variant])
+    settings = dict(VARIANTS[variant].scheduler)
     scheduler = getattr(diffusers, settings.pop("_class_name")).from_config(settings)
     parts = {"tokenizer": None, "text_encoder": None, "vae": vae, "transformer": transformer, "scheduler": scheduler}
     if variant == "base":
@@ -107,7 +107,7 @@ def other_variant(pair: Pair, variant: str) -> Pair:
         vae=pair.ours.vae,
         text_encoder=no_text_encoder,
         variant=variant,
-        scheduler=SchedulerConfig.from_dict(SCHEDULER_CONFIGS[variant]),
+        scheduler=SchedulerConfig.from_dict(VARIANTS[variant].scheduler),
         zero_star=variant == "mid",
         device=pair.ours.device,
         dtype=pair.ours.dtype,

@@ -5,8 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from helios_core.checkpoint import load_transformer, open_transformer
+from helios_core.checkpoint.options import check_speed_options
 from helios_core.errors import HeliosError
-from helios_core.networks.transformer import HeliosTransformer, check_speed_options, kernels
+from helios_core.networks.transformer import HeliosTransformer, kernels
 from helios_core.networks.transformer.fp8 import Fp8Linear, check_device, narrowed, use_fp8
 from helios_core.pipeline import HeliosPipeline
 
