@@ -157,7 +157,7 @@ def network_rows(pair: Pair, size: tuple[int, int], clock: Clock, ceiling: dict[
         timestep = torch.tensor([500], device=device)
 
         def ours(x=latents, t=timestep) -> Any:
-            return pair.ours.transformer(x, t, text, context)
+            return pair.ours.transformer(x, t, text, history=context)
 
         def theirs(x=latents, t=timestep) -> Any:
             return pair.theirs.transformer(hidden_states=x, timestep=t, **given, return_dict=False)

@@ -123,7 +123,7 @@ def ours(device: str, counter: TrafficCounter, **config: Any) -> dict[int, Count
         text = model.prepare_text(torch.empty(1, TEXT_TOKENS, 4096, device=device, dtype=torch.bfloat16))
         history = model.prepare_history(*context)
     return {
-        stage: counted(counter, lambda: model(latents, timestep, text, history))  # noqa: B023
+        stage: counted(counter, lambda: model(latents, timestep, text, history=history))  # noqa: B023
         for stage, latents, timestep in stages(device, counter)
     }
 

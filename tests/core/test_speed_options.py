@@ -78,8 +78,8 @@ def test_forward_leaves_its_inputs_alone():
     with torch.no_grad():
         text, history = made.prepare_text(given[2]), made.prepare_history(*given[3:])
         tokens, keys = history.tokens.clone(), text.keys_values[0][0].clone()
-        first = made(*given[:2], text, history)
-        assert torch.equal(made(*given[:2], text, history), first)
+        first = made(*given[:2], text, history=history)
+        assert torch.equal(made(*given[:2], text, history=history), first)
     assert all(torch.equal(x, copy) for x, copy in zip(given, copies, strict=True))
     assert torch.equal(history.tokens, tokens) and torch.equal(text.keys_values[0][0], keys)
 

@@ -27,7 +27,7 @@ _load("helios_faults_disk", "disk.py")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """By hand, in a run of their own: in a process that has run other tests, x264 gave these small frames other bytes."""
+    """By hand, alone: in a process that has run other tests, x264 gave these small frames other bytes."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.slow)
