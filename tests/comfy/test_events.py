@@ -136,7 +136,7 @@ def test_parts_of_a_chain_are_served(comfy):
     assert [cell["video"] for cell in state(comfy, take)["chunks"]] == [False, False]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def short(comfy):
     """The id of a take of one chunk."""
     return run(comfy, film("short", chunks=1, seed=105))[1]

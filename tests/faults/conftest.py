@@ -25,14 +25,6 @@ film = _load("helios_faults_film", "film.py")
 _load("helios_faults_disk", "disk.py")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """By hand, alone: in a process that has run other tests, x264 gave these small frames other bytes."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.slow)
-
-
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory) -> tuple[bytes, torch.Tensor]:
     """The finished file's bytes and the latents."""

@@ -58,7 +58,6 @@ def full_at(folder, undisturbed, numbers) -> int:
     return failures
 
 
-@pytest.mark.slow
 def test_a_disk_that_fills_up(tmp_path, undisturbed, accesses):
     numbers = range(1, accesses + 1, EVERY)
     assert full_at(tmp_path, undisturbed, numbers) > len(numbers)
