@@ -35,9 +35,10 @@ def _import_from_checkout(name: str, folder: Path) -> None:
 
 
 _import_from_checkout("helios_setup", ROOT / "helios_setup")
-# `tools` and `benchmarks` are too common as names to claim.
+# `tools`, `benchmarks` and `training` are too common as names to claim.
 _import_from_checkout("helios_tools", ROOT / "tools")
 _import_from_checkout("helios_benchmarks", ROOT / "benchmarks")
+_import_from_checkout("helios_training", ROOT / "training")
 
 
 def load_file_beside(name: str, file: Path) -> ModuleType:

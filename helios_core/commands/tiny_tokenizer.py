@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from ..checkpoint.text import require
@@ -35,10 +36,10 @@ Static, blurred details, low quality, overexposed, worst quality, ugly, still pi
 """.strip().splitlines()
 
 
-def _spiece_model(vocab_size: int) -> bytes:
+def _spiece_model(vocab_size: int, sentences: Sequence[str]) -> bytes:
     model = io.BytesIO()
     require("sentencepiece").SentencePieceTrainer.train(
-        sentence_iterator=iter(_SENTENCES),
+        sentence_iterator=iter(sentences),
         model_writer=model,
         model_type="unigram",
         vocab_size=vocab_size,
@@ -99,9 +100,9 @@ _TOKENIZER_CONFIG = {
 }
 
 
-def tokenizer_files(vocab_size: int) -> dict[str, bytes]:
-    """The files of tokenizer/ by name; the same bytes every time."""
-    spiece_model = _spiece_model(vocab_size)
+def tokenizer_files(vocab_size: int, sentences: Sequence[str] = _SENTENCES) -> dict[str, bytes]:
+    """The files of tokenizer/ by name, its pieces learned from ``sentences``; the same bytes every time."""
+    spiece_model = _spiece_model(vocab_size, sentences)
     return {
         "spiece.model": spiece_model,
         "tokenizer.json": as_json(_tokenizer_json(spiece_model)),

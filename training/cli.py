@@ -1,0 +1,202 @@
+"""Command line: ``python -m training vae``, ``parts``, ``data``, ``stage1`` to ``stage3``, ``export``, ``status``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from helios_core.checkpoint import open_transformer
+from helios_core.errors import HeliosError
+from helios_core.networks.transformer import HeliosTransformer
+
+from .data import Clips, write_shards
+from .export import PARTS, write_release
+from .model import new_transformer
+from .parallel import Team
+from .parts import write_parts
+from .stage1 import Stage1
+from .stage2 import Stage2
+from .stage3 import DistillTask, OdeTask
+from .trainer import STATE, Run, Settings, Task, averaged_weights, run_facts
+from .vae import VAETask
+from .world import PROMPTS, caption, draw_scene, render
+
+RUNS = Path("training-runs")
+SOURCES = {"base": "stage1", "mid": "stage2", "distilled": "stage3"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; a HeliosError becomes one line on standard error and exit code 2."""
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    try:
+        options.run(options)
+    except HeliosError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def world(options: argparse.Namespace) -> None:
+    """Writes a picture of clips of the world and prints their captions."""
+    from PIL import Image
+
+    rows = []
+    for seed in range(options.seed, options.seed + options.clips):
+        scene = draw_scene(seed, options.width / options.height)
+        print(f"{seed}: {caption(scene, 0)}")
+        frames = torch.from_numpy(render(scene, options.width, options.height, 0, 99)[::14])
+        rows.append(frames.permute(2, 0, 3, 1).flatten(1, 2))
+    options.folder.mkdir(parents=True, exist_ok=True)
+    path = options.folder / "world.png"
+    Image.fromarray((torch.cat(rows) * 255).round().byte().numpy()).save(path)
+    print(path)
+
+
+def vae(options: argparse.Namespace) -> None:
+    """Trains the VAE."""
+    task = VAETask(batch=options.batch, pictures=options.pictures)
+    _train(options, task, "vae", Settings(options.steps, options.rate, decay=0.3))
+
+
+def parts(options: argparse.Namespace) -> None:
+    """Freezes the VAE and writes the text side; with --release, takes both from a released folder."""
+    if options.release is not None:
+        for part in PARTS:
+            shutil.copytree(options.release / part, options.folder / "parts" / part, dirs_exist_ok=True)
+        return
+    _needs(options.folder / "vae" / STATE, "vae")
+    print(write_parts(options.folder))
+
+
+def data(options: argparse.Namespace) -> None:
+    """Encodes clips of the world into shards."""
+    _needs(options.folder / "parts" / "vae", "parts")
+    shards = range(options.first, options.first + options.shards)
+    write_shards(options.folder / "parts", options.folder / "clips", shards, options.width, options.height)
+
+
+def stage1(options: argparse.Namespace) -> None:
+    """Trains Base; from Mid's weights where there are any and --fresh is not given."""
+    model = new_transformer() if options.fresh else _trained(options.folder, "stage2", new_transformer())
+    task = Stage1(model, _clips(options), options.batch)
+    _train(options, task, "stage1", Settings(options.steps, options.rate, warmup=100))
+
+
+def stage2(options: argparse.Namespace) -> None:
+    """Trains Mid; with --start, from a released folder's weights."""
+    model = new_transformer()
+    if options.start is not None:
+        model.load_state_dict(open_transformer(options.start).state_dict())
+    task = Stage2(model, _clips(options), options.batch)
+    _train(
+        options, task, "stage2", Settings(options.steps, options.rate, warmup=100, average=0.995, sample_seconds=900)
+    )
+
+
+def stage3(options: argparse.Namespace) -> None:
+    """Trains Distilled from Mid: ODE initialisation, then distribution matching."""
+    _needs(options.folder / "stage2" / STATE, "stage2")
+    teacher = _trained(options.folder, "stage2", new_transformer())
+    task: Task
+    if options.part == "ode":
+        task = OdeTask(_trained(options.folder, "stage2", new_transformer()), teacher, _clips(options), options.batch)
+    else:
+        _needs(options.folder / "stage3-ode" / STATE, "stage3 --part ode")
+        student = _trained(options.folder, "stage3-ode", new_transformer())
+        task = DistillTask(student, teacher, _clips(options), options.batch)
+    settings = Settings(options.steps, options.rate, warmup=50, average=0.995, sample_seconds=900)
+    _train(options, task, f"stage3-{options.part}", settings)
+
+
+def export(options: argparse.Namespace) -> None:
+    """Writes released folders of what has been trained."""
+    for variant in options.variants:
+        model, found = new_transformer(), None
+        for name in ("stage3-dmd", "stage3-ode") if variant == "distilled" else (SOURCES[variant],):
+            if found is None and (options.folder / name / STATE).is_file():
+                model, found = _trained(options.folder, name, model), name
+        if found is None:
+            raise HeliosError(f"variant {variant} has not been trained in {options.folder}; train {SOURCES[variant]}.")
+        folder = write_release(options.output / variant, options.folder / "parts", variant, model)
+        print(f"{folder}: {found} after {run_facts(options.folder / found)['step']} steps")
+
+
+def status(options: argparse.Namespace) -> None:
+    """Says how far every run is."""
+    for state in sorted(options.folder.glob(f"*/{STATE}")):
+        facts = run_facts(state.parent)
+        lines = (state.parent / "log.jsonl").read_text(encoding="utf-8").splitlines()[-50:]
+        losses = [json.loads(line)["loss"] for line in lines]
+        mean = sum(losses) / max(1, len(losses))
+        hours = facts["seconds"] / 3600
+        print(f"{state.parent.name}: step {facts['step']}, {hours:.2f} h, loss {mean:.4f} (mean of {len(losses)})")
+
+
+def _train(options: argparse.Namespace, task: Task, name: str, settings: Settings) -> None:
+    until = None if options.minutes is None else time.time() + 60 * options.minutes
+    run = Run(task, options.folder / name, settings, Team.from_environment())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, run.stop)
+    run.train(until)
+
+
+def _clips(options: argparse.Namespace) -> Clips:
+    _needs(options.folder / "parts" / "vae", "parts")
+    return Clips(options.folder / "parts", options.folder / "clips", options.width, options.height, list(PROMPTS))
+
+
+def _trained(runs: Path, name: str, model: HeliosTransformer) -> HeliosTransformer:
+    """``model`` with a run's averaged weights, where there is such a run."""
+    if (runs / name / STATE).is_file():
+        weights = averaged_weights(runs / name)
+        mine = {key.removeprefix("student."): value for key, value in weights.items() if key.startswith("student.")}
+        model.load_state_dict(mine or weights)
+    return model
+
+
+def _needs(path: Path, command: str) -> None:
+    if not path.exists():
+        raise HeliosError(f"{path} is missing; run python -m training {command} first.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+
+    def command(run: Callable[[argparse.Namespace], None], **numbers: float) -> argparse.ArgumentParser:
+        added = commands.add_parser(run.__name__, help=(run.__doc__ or "").splitlines()[0])
+        added.set_defaults(run=run)
+        for name, value in numbers.items():
+            added.add_argument(f"--{name}", type=type(value), default=value)
+        added.add_argument("--folder", type=Path, default=RUNS, help="where runs keep their states")
+        added.add_argument("--minutes", type=float, help="stop after so long; the same command goes on later")
+        added.add_argument("--threads", type=int, default=1)
+        added.add_argument("--width", type=int, default=128)
+        added.add_argument("--height", type=int, default=64)
+        return added
+
+    command(world, seed=0, clips=12)
+    command(vae, steps=1400, batch=2, pictures=600, rate=1.5e-3)
+    command(parts).add_argument("--release", type=Path, help="a released folder whose VAE and text side to train with")
+    command(data, first=0, shards=20)
+    command(stage1, steps=2000, batch=8, rate=5e-4).add_argument("--fresh", action="store_true")
+    starting = command(stage2, steps=4000, batch=8, rate=1.5e-3)
+    starting.add_argument("--start", type=Path, help="a released folder whose weights to start from")
+    command(stage3, steps=1000, batch=6, rate=3e-4).add_argument("--part", choices=("ode", "dmd"), default="ode")
+    exporting = command(export)
+    exporting.add_argument("variants", nargs="+", choices=list(SOURCES))
+    exporting.add_argument("--output", type=Path, default=Path("models/helios-small"))
+    command(status)
+    return parser

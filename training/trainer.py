@@ -1,0 +1,193 @@
+"""The loop that every stage shares: AdamW, warm-up, averaged weights, atomic states, a bit-exact resume.
+
+Everything random in step ``n`` comes from a generator seeded with ``n``, so a run that was killed goes on from its
+last state exactly as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .parallel import Team
+from .plot import write_loss_plot
+
+STATE, LOG, PLOT = "state.safetensors", "log.jsonl", "loss.png"
+
+
+class StepRandom:
+    """The random numbers of one step of one run."""
+
+    def __init__(self, seed: int, step: int):
+        self.generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        return torch.randn(tuple(shape), generator=self.generator)
+
+    def uniform(self, shape: Sequence[int] = ()) -> Tensor:
+        return torch.rand(tuple(shape), generator=self.generator)
+
+    def integer(self, below: int) -> int:
+        return int(torch.randint(below, (), generator=self.generator))
+
+
+class Task:
+    """What is trained: ``module``'s parameters, by the loss of a step. ``batch`` counts its samples."""
+
+    batch = 1
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+
+    def loss(self, step: int, random: StepRandom) -> tuple[Tensor, dict[str, float]]:
+        """The loss of a step, and numbers for the log."""
+        raise NotImplementedError
+
+    def sample(self, averaged: dict[str, Tensor], path: Path) -> None:
+        """Writes a picture of what the averaged weights make, for whoever watches."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """``steps`` in all; the rate warms up, stays, and falls to a tenth over the last ``decay`` of them."""
+
+    steps: int
+    rate: float = 1e-3
+    warmup: int = 50
+    decay: float = 0.25
+    average: float = 0.999
+    weight_decay: float = 0.01
+    seed: int = 0
+    save_seconds: float = 150.0
+    sample_seconds: float = 600.0
+
+    def rate_at(self, step: int) -> float:
+        falling = self.steps * (1 - self.decay)
+        fall = 1.0 if step < falling else 1 - 0.9 * (step - falling) / max(1.0, self.steps - falling)
+        return self.rate * min(1.0, (step + 1) / self.warmup) * fall
+
+
+class Run:
+    """One training run in ``folder``: state, log, loss plot and samples."""
+
+    def __init__(self, task: Task, folder: Path, settings: Settings, team: Team | None = None):
+        self.task, self.folder, self.settings, self.team = task, folder, settings, team or Team()
+        self.names = {name: p for name, p in task.module.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.AdamW(
+            self.names.values(), lr=settings.rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay
+        )
+        self.averaged = {name: p.detach().clone() for name, p in self.names.items()}
+        self.step, self.seconds, self.stopping = 0, 0.0, False
+        self.log: list[dict[str, float]] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / STATE).is_file():
+            self._load()
+
+    def train(self, until: float | None = None, on_step: Callable[[int], None] | None = None) -> None:
+        """Trains to the last step, or until ``time.time()`` passes ``until``; states are saved on the way."""
+        settings = self.settings
+        saved = sampled = started = time.monotonic()
+        before, first = self.seconds, self.step
+        quiet = not self.team.leads
+        with tqdm(total=settings.steps, initial=self.step, unit="step", mininterval=5, disable=quiet) as bar:
+            while self.step < settings.steps and not self.stopping:
+                self.stopping = self.stopping or (until is not None and time.time() >= until)
+                loss, numbers = self._step()
+                now = time.monotonic()
+                self.seconds = before + now - started
+                rate = (self.step - first) * self.task.batch * self.team.size / (now - started)
+                self.log.append({"step": self.step, "loss": loss, "per_second": rate, **numbers})
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.4f}", samples_per_s=f"{rate:.2f}", refresh=False)
+                if on_step is not None:
+                    on_step(self.step)
+                if quiet:
+                    continue
+                if now - saved > settings.save_seconds:
+                    self.save()
+                    saved = time.monotonic()
+                if now - sampled > settings.sample_seconds:
+                    self.task.sample(self.averaged, self.folder / f"sample-{self.step:06d}.png")
+                    sampled = time.monotonic()
+        if not quiet:
+            self.save()
+
+    def stop(self, *_: object) -> None:
+        """Ends :meth:`train` after the current step, with a saved state; made to be a signal's handler."""
+        self.stopping = True
+
+    def _step(self) -> tuple[float, dict[str, float]]:
+        settings = self.settings
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.rate_at(self.step)
+        random = StepRandom(settings.seed, self.step * self.team.size + self.team.rank)
+        loss, numbers = self.task.loss(self.step, random)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.stopping = self.team.average(self.names.values(), self.stopping)
+        norm = nn.utils.clip_grad_norm_(self.names.values(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        # Early averages would be of random weights.
+        keep = min(settings.average, self.step / (self.step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.averaged.values()), [p.detach() for p in self.names.values()], 1 - keep)
+        return loss.item(), {**numbers, "norm": norm.item()}
+
+    def save(self) -> None:
+        """Writes the whole state; a kill at any moment leaves the old file or the new one."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.names.items():
+            tensors[f"weight.{name}"] = parameter.detach()
+            tensors[f"average.{name}"] = self.averaged[name]
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
+        facts = {"step": self.step, "seconds": self.seconds, "batch": self.task.batch}
+        partial = self.folder / f"{STATE}.part"
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, partial, {"run": json.dumps(facts)})
+        partial.replace(self.folder / STATE)
+        kept = [entry for entry in self._logged() if entry["step"] <= self.step - len(self.log)]
+        lines = "".join(json.dumps(entry) + "\n" for entry in kept + self.log)
+        (self.folder / f"{LOG}.part").write_text(lines, encoding="utf-8")
+        (self.folder / f"{LOG}.part").replace(self.folder / LOG)
+        write_loss_plot([(int(e["step"]), e["loss"]) for e in kept + self.log], self.folder / PLOT)
+
+    def _logged(self) -> list[dict[str, float]]:
+        path = self.folder / LOG
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+    def _load(self) -> None:
+        with safe_open(self.folder / STATE, "pt") as file:
+            facts = json.loads(file.metadata()["run"])
+            self.step, self.seconds = facts["step"], facts["seconds"]
+            with torch.no_grad():
+                for name, parameter in self.names.items():
+                    parameter.copy_(file.get_tensor(f"weight.{name}"))
+                    self.averaged[name].copy_(file.get_tensor(f"average.{name}"))
+            found = set(file.keys())
+            for name, parameter in self.names.items():
+                keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"optimizer.{key}.{name}" in found]
+                if keys:
+                    self.optimizer.state[parameter] = {k: file.get_tensor(f"optimizer.{k}.{name}") for k in keys}
+
+
+def averaged_weights(folder: Path) -> dict[str, Tensor]:
+    """The averaged weights of a run's last state."""
+    with safe_open(folder / STATE, "pt") as file:
+        return {key[8:]: file.get_tensor(key) for key in file.keys() if key.startswith("average.")}  # noqa: SIM118
+
+
+def run_facts(folder: Path) -> dict[str, float]:
+    """``step``, ``seconds`` and ``batch`` of a run's last state."""
+    with safe_open(folder / STATE, "pt") as file:
+        return json.loads(file.metadata()["run"])
