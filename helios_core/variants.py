@@ -1,6 +1,6 @@
 """What Base, Mid and Distilled are, in one table, and the shape of a chunk that all three share.
 
-Imports nothing, so that set-up can read it before any package is installed.
+Needs Python alone, so that set-up can read it before any package is installed.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Any
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 FLAGS = (
     "--no-sandbox",
-    # On some virtual machines its zygotes, which wait for work, now and then spin in the kernel for minutes.
+    # On one virtual machine its zygotes, which wait for work, now and then spun in the kernel for minutes.
     "--no-zygote",
     "--disable-gpu",
     "--disable-quic",

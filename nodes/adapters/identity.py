@@ -10,7 +10,6 @@ import comfy.model_patcher
 
 from ...helios_core.take.fingerprint import file_fingerprint, fingerprint, folder_fingerprint
 from .model import HISTORY_KEY
-from .prepared import PREPARED_KEY
 from .schedule import SCHEDULE_KEY
 
 # Everything nodes can attach to a MODEL that may change what it computes. Core's own ids (patches_uuid) are new in
@@ -37,12 +36,9 @@ def model_identity(patcher: Any) -> str:
             return "base model"
         return "patcher" if isinstance(value, comfy.model_patcher.ModelPatcher) else None
 
-    options = {**patcher.model_options}
-    transformer_options = options.get("transformer_options", {})
-    options["transformer_options"] = {k: v for k, v in transformer_options.items() if k != PREPARED_KEY}
     patches = {name: getattr(patcher, name, None) for name in PATCHER_ATTRIBUTES}
     types = (patcher.model.get_dtype(), patcher.model.get_dtype_inference())
-    return fingerprint(_weights(patcher), types, patches, options, known=known)
+    return fingerprint(_weights(patcher), types, patches, patcher.model_options, known=known)
 
 
 def _weights(patcher: Any) -> str:

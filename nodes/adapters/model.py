@@ -33,7 +33,7 @@ from ...helios_core.checkpoint.source import (
 from ...helios_core.errors import HeliosError
 from ...helios_core.networks.transformer import HeliosTransformer, TransformerConfig
 from ...helios_core.take.history import History
-from ...helios_core.variants import CHUNK_LATENT_FRAMES
+from ...helios_core.variants import CHUNK_LATENT_FRAMES, LATENT_SCALE
 from .operations import with_held_elsewhere
 from .prepared import PREPARED_KEY, PreparedInputs
 
@@ -47,7 +47,7 @@ TIMESTEP_KEY = "helios_timestep"
 
 
 class HeliosSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
-    """Ordinary flow sampling, which core's own samplers see."""
+    """Ordinary flow sampling, which core's own samplers see; its own class shows whether a node replaced it."""
 
 
 class _RawVelocity:
@@ -129,7 +129,7 @@ class HeliosModel(comfy.model_base.BaseModel):
         if history is None:
             # Plain text-to-video graphs of core nodes carry no history: their one chunk is chunk 0.
             batch, _, _, h, w = noise.shape
-            history = History.empty(w * 8, h * 8, batch)
+            history = History.empty(w * LATENT_SCALE, h * LATENT_SCALE, batch)
         for name, part in zip(("short", "mid", "long"), history.context(), strict=True):
             out[f"history_{name}"] = comfy.conds.CONDRegular(part)
         return out

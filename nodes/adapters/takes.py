@@ -1,4 +1,4 @@
-"""Takes under ComfyUI: where the store lies, and a chain whose chunks come from it where they can."""
+"""Takes under ComfyUI: where the store lies, the inputs that their nodes share, and what a manifest says."""
 
 from __future__ import annotations
 
