@@ -1,7 +1,8 @@
 """A film of small chunks, made in a moment by the real loop, take, store and growing video; and a server of them.
 
-What it does is noted as it happens, in a file beside the film: ``sampled N``, ``kept N`` once a chunk is in the store,
-``shown N`` once it is in the growing video. Every chunk depends on those before, so a wrong one shows to the end.
+What it does is noted as it happens, in a file beside the film: ``begun P`` when a process starts, ``sampled N``,
+``kept N`` once a chunk is in the store, ``shown N`` once it is in the growing video. Every chunk depends on those
+before, so a wrong one shows to the end.
 """
 
 from __future__ import annotations
@@ -111,6 +112,12 @@ def numbers(notes: list[str], kind: str) -> list[int]:
     return [int(note.split()[1]) for note in notes if note.startswith(kind)]
 
 
+def last_run(notes: list[str]) -> list[str]:
+    """What the last process that rendered here noted."""
+    begun = [at for at, note in enumerate(notes) if note.startswith("begun")]
+    return notes[begun[-1] :] if begun else []
+
+
 def check_sampled_once(notes: list[str]) -> None:
     """No chunk is sampled after it was kept."""
     kept = set()
@@ -129,7 +136,9 @@ def serve() -> None:
         child = os.fork()
         if not child:
             try:
-                render(folder, noting(folder / "notes"))
+                note = noting(folder / "notes")
+                note(f"begun {os.getpid()}")
+                render(folder, note)
             except BaseException:
                 traceback.print_exc()
                 os._exit(1)
