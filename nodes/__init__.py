@@ -6,6 +6,7 @@ from server import PromptServer
 from .adapters.sockets import checked
 from .chunks import HeliosChunkChain, HeliosDecode, HeliosSampleChunk
 from .download import HeliosDownloadModel
+from .drift import HeliosDriftReport
 from .history import HeliosApplyHistory, HeliosEmptyHistory
 from .history_files import HeliosLoadHistory, HeliosSaveHistory
 from .live.routes import register_routes
@@ -43,6 +44,7 @@ class HeliosExtension(ComfyExtension):
             HeliosChunkChain,
             HeliosDecode,
             HeliosRenderVideo,
+            HeliosDriftReport,
         ]
         return [checked(node) for node in nodes]
 

@@ -78,6 +78,12 @@ GRAPHS: dict[str, dict[str, dict[str, Any]]] = {
         "1": _node("HeliosLoadHistory", file="helios_history/take_00001_.safetensors [output]"),
         "2": _node("HeliosChunkChain", history=["1", 0], num_chunks=3),
     },
+    "HeliosDriftReport": {
+        "1": _node("HeliosRenderVideo", num_chunks=44),
+        "2": _node("HeliosDriftReport", video=["1", 0], prompt_changes="7, 14"),
+        "3": _node("PreviewImage", images=["2", 0]),
+        "4": _node("PreviewAny", source=["2", 2]),
+    },
     "HeliosPromptScheduleText": {
         "1": _node("HeliosTextEncoderLoader", text_encoder="Helios-Distilled"),
         "2": _node(

@@ -28,7 +28,7 @@ from ..video.frames import frames_to_uint8
 from ..video.growing import PARTIAL_SUFFIX
 from ..video.segments import VideoSettings
 from ..video.writer import VideoWriter
-from . import convert, download
+from . import convert, download, drift
 from .tiny import write_tiny
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -215,4 +215,5 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_tiny)
     convert.add_command(commands)
     download.add_command(commands)
+    drift.add_command(commands)
     return parser

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import HeliosError, reason
+from ..errors import HeliosError
+from .reader import VideoReader
 from .segments import VideoSettings, add_video_stream, encode_frames
 
 
@@ -106,22 +107,8 @@ class VideoWriter:
 
 def read_video(path: str | Path) -> Tensor:
     """All frames of a file, uint8 [F, H, W, 3]; holds them in memory. HeliosError where it cannot."""
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise HeliosError(f"The file {path} has no picture: give a video file.")
-            frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
-            stated = container.streams.video[0].frames
-    except HeliosError:
-        raise
-    # Odd metadata is a UnicodeDecodeError.
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise HeliosError(f"The video {path} cannot be read ({reason(error)}): give a whole video file.") from error
-    if 0 < len(frames) < stated:
-        raise HeliosError(f"The video {path} ends after {len(frames)} of {stated} frames: give a whole video file.")
-    if not frames:
-        raise HeliosError(f"The video {path} has no frames: give a video file.")
-    return torch.stack(frames)
+    with VideoReader(path) as reader:
+        return torch.stack([torch.from_numpy(frame) for frame in reader])
 
 
 def metadata_texts(metadata: Mapping[str, Any]) -> dict[str, str]:

@@ -61,6 +61,7 @@ ADVANCED = {
     "HeliosDMDSampler": {"stage_range", "gamma"},
     "HeliosChunkChain": {"take", "seed_changes"},
     "HeliosRenderVideo": {"take", "seed_changes"},
+    "HeliosDriftReport": {"chunk_frames"},
 }
 
 ADD_BLUEPRINT = """async id => {

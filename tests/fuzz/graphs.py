@@ -46,6 +46,7 @@ _SCHEDULES = (
 _SPECIAL = {
     "filename_prefix": _PATHS, "take": _PATHS, "file": _FILES, "model": _FILES, "text_encoder": _FILES, "vae": _FILES,
     "lora_name": _FILES, "steps": _LISTS, "stage_range": _LISTS, "first_chunks": _LISTS, "gamma": _RATIOS,
+    "prompt_changes": _LISTS,
     "seed_changes": _SEEDS, "text": _SCHEDULES, "image": _FILES,
 }  # fmt: skip
 
@@ -61,6 +62,7 @@ def graphs() -> dict[str, dict[str, Any]]:
     found["text"] = film(chunks=1)
     found["text"]["positive"] = node("HeliosPromptScheduleText", clip=["clip", 0], text="0: a boat\n1: rain", blend=3)
     found["text"]["keep"] = node("HeliosSaveHistory", history=["render", 1], filename_prefix="helios_history/fuzz")
+    found["text"]["drift"] = node("HeliosDriftReport", video=["render", 0], chunk_frames=33, prompt_changes="1")
     found["core"] = _core()
     return found
 
