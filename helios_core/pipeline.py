@@ -25,6 +25,7 @@ from .networks.text import TextEncoder
 from .networks.transformer import HeliosTransformer
 from .networks.vae import WanVAE
 from .samplers import ChunkSampler, OnStep, SchedulerConfig, sampler_of
+from .take.anti_drift import AntiDrift
 from .take.chunk import Chunk
 from .take.film import Film, check_film, chunk_count
 from .take.fingerprint import fingerprint, folder_fingerprint
@@ -188,6 +189,7 @@ class HeliosPipeline:
         image_noise_sigma_max: float = NoiseRange.high,
         generator: torch.Generator | None = None,
         seed_changes: str | SeedChanges = (),
+        anti_drift: AntiDrift | None = None,
         on_step: Callable[[int], OnStep] | None = None,
         output_type: str | None = None,
         take: Take | None = None,
@@ -214,6 +216,7 @@ class HeliosPipeline:
             image_noise_sigma_min, image_noise_sigma_max: noise mixed into image and video history.
             generator: a torch.Generator; a fresh CPU generator seeded with 0 where absent.
             seed_changes: ``"7: 123"`` seeds the generator anew with 123 at chunk 7.
+            anti_drift: noises the history of chunks that depart from the film so far; None: never, as the reference.
             on_step: ``on_step(chunk)`` returns the callback for that chunk's steps.
             output_type: ``uint8`` (the default), or ``latent`` for no frames.
             take: keeps finished chunks on disk, and samples none that is there.
@@ -267,6 +270,7 @@ class HeliosPipeline:
         )
         # The caller's generator may be in any state: the film continues it as it would a chunk's.
         start = replace(history, skip_first_chunk=is_skip_first_chunk, seed=None, random_state=generator.get_state())
+        start = replace(start, anti_drift=anti_drift)
         for chunk in Film(source, start, num_chunks, None, changes).chunks(take):
             assert chunk.history.random_state is not None
             generator.set_state(chunk.history.random_state)

@@ -16,6 +16,7 @@ from .prompts import HeliosPromptSchedule, HeliosPromptScheduleText
 from .reference_histories import HeliosImageHistory, HeliosVideoHistory
 from .render import HeliosRenderVideo
 from .samplers import HeliosBaseSampler, HeliosDMDSampler, HeliosPyramidSampler
+from .steering import HeliosAnchorHistory, HeliosAntiDrift, HeliosColourAnchor
 
 
 class HeliosExtension(ComfyExtension):
@@ -45,6 +46,9 @@ class HeliosExtension(ComfyExtension):
             HeliosDecode,
             HeliosRenderVideo,
             HeliosDriftReport,
+            HeliosAntiDrift,
+            HeliosAnchorHistory,
+            HeliosColourAnchor,
         ]
         return [checked(node) for node in nodes]
 
