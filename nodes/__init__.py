@@ -5,6 +5,7 @@ from server import PromptServer
 
 from .adapters.sockets import checked
 from .chunks import HeliosChunkChain, HeliosDecode, HeliosSampleChunk
+from .cutting import HeliosChunkFrames, HeliosSplitVideo
 from .download import HeliosDownloadModel
 from .drift import HeliosDriftReport
 from .history import HeliosApplyHistory, HeliosEmptyHistory
@@ -49,6 +50,8 @@ class HeliosExtension(ComfyExtension):
             HeliosAntiDrift,
             HeliosAnchorHistory,
             HeliosColourAnchor,
+            HeliosChunkFrames,
+            HeliosSplitVideo,
         ]
         return [checked(node) for node in nodes]
 
