@@ -1,6 +1,6 @@
 """Core's EasyCache and LazyCache on a Helios model: calls saved beside what it costs.
 
-    python -m benchmarks.step_caches MODEL [--chunks 2] [--steps 20 20 20] [--width 128] [--height 64]
+    python -m benchmarks.step_caches MODEL [--chunks 2] [--steps 20 20 20] [--thresholds 0.2]
 
 Renders the same film in a real ComfyUI without a cache and with each at several thresholds. Prints a table, and writes
 it as benchmarks/results/step-caches-<folder's name>.json. Needs `python run.py setup`.
@@ -27,7 +27,6 @@ from helios_setup.paths import PACK_NAME, ROOT
 from helios_setup.server import ComfyServer, output_files, stop_on_terminate
 
 RESULTS = Path(__file__).parent / "results"
-THRESHOLDS = (0.05, 0.1, 0.2, 0.4)
 CACHES = ("EasyCache", "LazyCache")
 PROMPT = "a red ball moves right on a plain background"
 NAME = "model"
@@ -80,6 +79,7 @@ def main() -> int:
     parser.add_argument("model", type=Path, help="released folder of Base or Mid")
     parser.add_argument("--comfyui", metavar="PATH", help="ComfyUI folder instead of the checkout's own")
     parser.add_argument("--chunks", type=int, default=2)
+    parser.add_argument("--thresholds", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.4])
     parser.add_argument("--steps", type=int, nargs="+", help="default: the variant's")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--height", type=int, default=64)
@@ -98,7 +98,7 @@ def main() -> int:
             plain, report, _ = film(server, base / "output", graph(options, variant, None, 0))
             rows.append(row("none", 0, [], plain, plain, report))
             for cache in CACHES:
-                for threshold in THRESHOLDS:
+                for threshold in options.thresholds:
                     found = film(server, base / "output", graph(options, variant, cache, threshold))
                     rows.append(row(cache, threshold, found[2], found[0], plain, found[1]))
     shown = {**{key: str(value) for key, value in vars(options).items()}, "variant": variant, "rows": rows}
