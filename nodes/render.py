@@ -155,11 +155,13 @@ class HeliosRenderVideo(io.ComfyNode):
         key = film.first_key
         named = take or take_name(target.name, key)
         store = output_store()
-        record = Take(store, named, manifest_settings(history, seed, num_chunks, cls.hidden.prompt, changes), resume)
         report = RenderReport(source, history, fps)
+        report.feed = TakeFeed(report.progress, history, seed, changes, named, cls.hidden, store)
+        settings_kept = manifest_settings(history, seed, num_chunks, cls.hidden.prompt, changes)
+        record = Take(store, named, settings_kept | report.feed.remembered(), resume)
         # "take-": core would read eight digits after the name as the number of a finished file.
         growing = target.folder / f"{target.name}_take-{key[:8]}{PARTIAL_SUFFIX}"
-        with TakeFeed(report.progress, history, seed, changes, named, cls.hidden, store) as report.feed:
+        with report.feed:
             path, history = render_film(
                 _interruptible(film.chunks(record)),
                 record,
@@ -172,6 +174,7 @@ class HeliosRenderVideo(io.ComfyNode):
                 audio,
                 cls._metadata(),
             )
+            report.feed.published(path)
         saved = ui.SavedResult(path.name, target.subfolder, io.FolderType.output)
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)), history, ui=ui.PreviewVideo([saved]))
 

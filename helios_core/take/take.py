@@ -41,7 +41,7 @@ class Take:
 
     Args:
         name: of the manifest, ``takes/<name>.json``.
-        settings: shown in the manifest: prompts, seed, size.
+        settings: shown in the manifest: prompts, seed, size, and what a front end keeps there.
         resume: False makes every chunk anew; the results are kept all the same.
     """
 
@@ -75,10 +75,10 @@ class Take:
             self._write()
         return chunk
 
-    def in_video(self, position: int, video: Path) -> None:
-        """Notes that the take's chunk number ``position``, counted from 0, is in ``video`` on disk."""
+    def in_video(self, position: int, video: Path, segment: str = "") -> None:
+        """Notes that the take's chunk number ``position``, from 0, is in ``video``, its part stored as ``segment``."""
         with self._lock:
-            self._chunks[position]["in_video"] = True
+            self._chunks[position] |= {"in_video": True, "segment": segment}
             self._manifest["video"] = str(video)
             self._write()
 
