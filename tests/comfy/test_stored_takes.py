@@ -43,7 +43,12 @@ def test_killed_take_is_read_back_goes_on_and_is_deleted(new_comfy):
     store = Path(server.log_file.parent / "output" / "helios_store")
     (found,) = server.get("/helios/takes")["takes"]
     done = [chunk["chunk"] for chunk in found["chunks"]]
-    assert (found["id"], found["status"], found["num_chunks"], found["resumable"]) == (take, "interrupted", CHUNKS, True)
+    assert (found["id"], found["status"], found["num_chunks"], found["resumable"]) == (
+        take,
+        "interrupted",
+        CHUNKS,
+        True,
+    )
     assert (found["rows"], found["node"], found["progress"]["fps"]) == ([[0, "a boat"]], "render", None)
     assert done == list(range(len(done))) and 2 <= len(done) < CHUNKS
     assert ask(server, f"/helios/takes/{take}/1/thumbnail")[1].startswith(b"RIFF")
