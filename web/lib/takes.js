@@ -154,5 +154,9 @@ export const finishedChunks = (take) => take.chunks.filter((chunk) => chunk.stat
 /** @param {TakeState} take @returns {number} seconds of film in a chunk */
 export const chunkSeconds = (take) => take.chunk_frames / take.film_fps
 
-/** @template T @param {[number, T][]} rows @param {number} chunk @returns {number} index of the row in force, or -1 */
-export const rowIndexAt = (rows, chunk) => rows.findLastIndex(([first]) => first <= chunk)
+/**
+ * @param {[number, unknown][]} rows rising
+ * @param {number} chunk
+ * @returns {number} index of the row in force, or -1
+ */
+export const rowIndexAt = (rows, chunk) => rows.filter(([first]) => first <= chunk).length - 1
