@@ -20,6 +20,7 @@ export class Cell {
     this.root.dataset.chunk = String(chunk)
     this.root.id = `helios-cell-${cells++}`
     this.root.setAttribute('role', 'option')
+    this._shown = ''
     /** @type {HTMLImageElement | null} */
     this._picture = null
   }
@@ -44,6 +45,9 @@ export class Cell {
    */
   show(state, thumbnail, { seed, stale }) {
     const kind = state?.state ?? 'waiting'
+    const key = JSON.stringify([state, thumbnail, seed, stale])
+    if (key === this._shown) return
+    this._shown = key
     this.root.dataset.state = kind
     this.root.toggleAttribute('data-stale', stale && kind === 'finished')
     this._seed.hidden = seed === undefined
@@ -57,11 +61,11 @@ export class Cell {
     if (stale) words.push('the next run makes it anew')
     this.root.title = words.join(', ')
     this.root.setAttribute('aria-label', this.root.title)
-    this._show(kind === 'finished' ? thumbnail : null)
+    this._showPicture(kind === 'finished' ? thumbnail : null)
   }
 
   /** @param {string | null} thumbnail */
-  _show(thumbnail) {
+  _showPicture(thumbnail) {
     if ((this._picture?.dataset.asked ?? null) === thumbnail) return
     this._picture?.remove()
     this._picture = null

@@ -15,15 +15,16 @@ export function element(tag, name, ...children) {
 }
 
 /**
- * @param {string} text what it shows
- * @param {string} label what it does, in words
+ * @param {string} text what it shows: words, or a sign
+ * @param {string} label what it does
  * @param {string} action its name for listeners and tests
  */
 export function button(text, label, action) {
   const made = element('button', 'button', text)
   made.type = 'button'
   made.title = label
-  made.setAttribute('aria-label', label)
+  // Words that can be seen are what a screen reader says, and what one says to a computer that listens.
+  if (!/\p{L}/u.test(text)) made.setAttribute('aria-label', label)
   made.dataset.action = action
   return made
 }
