@@ -192,7 +192,8 @@ class HeliosPipeline:
         output_type: str | None = None,
         take: Take | None = None,
     ) -> Iterator[Chunk]:
-        """Yields a :class:`Chunk` as soon as it is finished; memory does not grow with the clip.
+        """Yields a :class:`Chunk` as soon as it is finished; memory does not grow with the clip. Arguments are checked,
+        and prompts encoded, by the call itself.
 
         Args:
             prompt: a string, or a list of strings for a batch.
@@ -267,11 +268,17 @@ class HeliosPipeline:
         )
         # The caller's generator may be in any state: the film continues it as it would a chunk's.
         start = replace(history, skip_first_chunk=is_skip_first_chunk, seed=None, random_state=generator.get_state())
-        for chunk in Film(source, start, num_chunks, None, changes).chunks(take):
+        chunks = Film(source, start, num_chunks, None, changes).chunks(take)
+        return self._finished(chunks, generator, decode=output_type != "latent")
+
+    @torch.no_grad()
+    def _finished(self, chunks: Iterator[Chunk], generator: torch.Generator, decode: bool) -> Iterator[Chunk]:
+        """The film's chunks as callers get them; ``generator`` is left as after the last one."""
+        for chunk in chunks:
             assert chunk.history.random_state is not None
             generator.set_state(chunk.history.random_state)
             latents = chunk.latents.to(self.device)
-            frames = None if output_type == "latent" else as_output(self.decode(latents), "uint8")
+            frames = as_output(self.decode(latents), "uint8") if decode else None
             yield replace(chunk, latents=latents, frames=frames)
 
     @torch.no_grad()

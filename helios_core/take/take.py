@@ -36,6 +36,11 @@ def check_name(name: str) -> str:
     return name
 
 
+def name_for(text: str, end: str = "") -> str:
+    """A take's name from a file's, which may hold other characters; ``end`` is kept whole."""
+    return (re.sub(r"[^\w\-. ]", "_", text).strip(" .")[:80].strip(" .") or "film") + end
+
+
 class Take:
     """Keeps every finished chunk in the store, and a manifest that tells people what the take consists of.
 
