@@ -86,7 +86,9 @@ class Run:
         self.names = {name: p for name, p in task.module.named_parameters() if p.requires_grad}
         self.optimizers = _optimizers(self.names, settings)
         self.averaged = {name: p.detach().clone() for name, p in self.names.items()}
-        self.step, self.seconds, self.stopping = 0, 0.0, False
+        self.step, self.seconds = 0, 0.0
+        # What this process was asked, and what all have agreed on: a signal in mid-agreement waits for the next step.
+        self.asked, self.stopping = False, False
         self.log: list[dict[str, float]] = []
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / STATE).is_file():
@@ -100,7 +102,7 @@ class Run:
         quiet = not self.team.leads
         with tqdm(total=settings.steps, initial=self.step, unit="step", mininterval=5, disable=quiet) as bar:
             while self.step < settings.steps and not self.stopping:
-                self.stopping = self.stopping or (until is not None and time.time() >= until)
+                self.asked = self.asked or (until is not None and time.time() >= until)
                 loss, numbers = self._step()
                 now = time.monotonic()
                 self.seconds = before + now - started
@@ -123,7 +125,7 @@ class Run:
 
     def stop(self, *_: object) -> None:
         """Ends :meth:`train` after the current step, with a saved state; made to be a signal's handler."""
-        self.stopping = True
+        self.asked = True
 
     def _step(self) -> tuple[float, dict[str, float]]:
         settings = self.settings
@@ -135,7 +137,7 @@ class Run:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.stopping = self.team.average(self.names.values(), self.stopping)
+        self.stopping = self.team.average(self.names.values(), self.asked)
         norm = nn.utils.clip_grad_norm_(self.names.values(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
