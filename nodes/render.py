@@ -57,6 +57,7 @@ class HeliosRenderVideo(io.ComfyNode):
                 io.Float.Input(
                     "fps",
                     default=24.0,
+                    optional=True,
                     min=Least(1.0),
                     max=240.0,
                     step=1.0,
@@ -67,11 +68,13 @@ class HeliosRenderVideo(io.ComfyNode):
                     "codec",
                     options=list(CODECS),
                     default=CODECS[0],
+                    optional=True,
                     tooltip="h264 plays everywhere; hevc makes smaller files at the same quality.",
                 ),
                 io.Int.Input(
                     "quality",
                     default=18,
+                    optional=True,
                     min=0,
                     max=51,
                     tooltip="The encoder's crf: lower is better and larger. 18 looks lossless, 23 is usual for the "
@@ -80,12 +83,14 @@ class HeliosRenderVideo(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="video/Helios",
+                    optional=True,
                     tooltip="Where in the output folder, as in Save Video. While it renders, a playable file of all "
                     f"finished chunks lies there as <name>{PARTIAL_SUFFIX}.",
                 ),
                 io.Boolean.Input(
                     "resume",
                     default=True,
+                    optional=True,
                     tooltip="Uses finished chunks from earlier renders. Off makes every chunk anew.",
                 ),
                 take_input(),
@@ -128,11 +133,11 @@ class HeliosRenderVideo(io.ComfyNode):
         seed,
         num_chunks,
         vae,
-        fps,
-        codec,
-        quality,
-        filename_prefix,
-        resume,
+        fps=24.0,
+        codec=CODECS[0],
+        quality=18,
+        filename_prefix="video/Helios",
+        resume=True,
         take="",
         audio=None,
         seed_changes="",

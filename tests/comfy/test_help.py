@@ -30,6 +30,7 @@ HISTORY_NOISE = {"noise_sigma_min": 0.111, "noise_sigma_max": 0.135, "seed": 0, 
 CHUNK = {"cfg": 1.0, "seed": 0}
 STAGES = {"stage_range": "", "gamma": "1/3"}
 RELEASED: dict[str, dict[str, Any]] = {
+    "HeliosLoadModel": {"model": "distilled", "weight_dtype": "default", "attention": "auto"},
     "HeliosModelLoader": {"weight_dtype": "default", "attention": "auto", "variant": "auto"},
     "HeliosDownloadModel": {"variant": "distilled"},
     "HeliosLoraLoader": {"strength": 1.0},
@@ -53,6 +54,7 @@ RELEASED: dict[str, dict[str, Any]] = {
     "HeliosRenderVideo": {**CHUNK, "num_chunks": 3, "fps": 24.0, "codec": "h264", "quality": 18, "resume": True},
 }
 ADVANCED = {
+    "HeliosLoadModel": {"weight_dtype", "attention"},
     "HeliosModelLoader": {"weight_dtype", "attention", "variant"},
     "HeliosImageHistory": {"noise_sigma_min", "noise_sigma_max", "skip_first_chunk"},
     "HeliosVideoHistory": {"noise_sigma_min", "noise_sigma_max", "skip_first_chunk"},

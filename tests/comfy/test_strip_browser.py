@@ -25,7 +25,13 @@ seeds = itertools.count(50_000)
 SET_WIDGETS = """(values) => {
   for (const node of app.graph.nodes)
     for (const widget of node.widgets ?? [])
-      if (widget.name in values) { widget.value = values[widget.name]; widget.callback?.(widget.value) }
+      if (widget.name in values) {
+        // A size that comes from the model, until one is typed.
+        const slot = node.inputs?.findIndex(input => input.widget?.name === widget.name && input.link != null) ?? -1
+        if (slot >= 0) node.disconnectInput(slot)
+        widget.value = values[widget.name]
+        widget.callback?.(widget.value)
+      }
 }"""
 WIDGET = """(name) => app.graph.nodes.flatMap(node => node.widgets ?? []).find(widget => widget.name === name).value"""
 CELLS = """() => [...document.querySelectorAll('.helios-strip-cell')].map(cell => ({
