@@ -18,6 +18,7 @@ from ..checkpoint.streaming import OFFLOADS
 from ..errors import HeliosError, shortened
 from ..networks.transformer import ATTENTION_NAMES
 from ..pipeline import HeliosPipeline
+from ..take.anti_drift import SETTINGS, AntiDrift
 from ..take.film import MOST_CHUNKS, chunk_count
 from ..take.progress import TerminalBar
 from ..take.render import render_film
@@ -28,7 +29,7 @@ from ..variants import CHUNK_FRAMES, DEFAULT, VARIANTS
 from ..video.frames import frames_to_uint8
 from ..video.growing import PARTIAL_SUFFIX
 from ..video.segments import VideoSettings
-from . import convert, download
+from . import convert, download, drift
 from .tiny import write_tiny
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -129,7 +130,14 @@ def _request(options: argparse.Namespace, frames: int) -> dict[str, Any]:
         "guidance_scale": options.guidance,
         "generator": torch.Generator("cpu").manual_seed(options.seed),
         "seed_changes": options.seed_changes,
+        "anti_drift": None if options.anti_drift is None else _anti_drift(options.anti_drift),
     }
+
+
+def _anti_drift(settings: Sequence[float]) -> AntiDrift:
+    if len(settings) not in (0, len(SETTINGS)):
+        raise HeliosError(f"--anti-drift takes no number or three ({', '.join(SETTINGS)}), not {len(settings)}.")
+    return AntiDrift(settings[0], settings[1], settings[2]) if settings else AntiDrift()
 
 
 def _store(options: argparse.Namespace) -> None:
@@ -183,6 +191,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--crf", type=int, default=18, help="h264 quality, lower is better")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--seed-changes", default="", metavar="'7: 123'", help="another seed from a chunk on")
+    command.add_argument(
+        "--anti-drift", type=float, nargs="*", metavar="N", help="hold a long film: momentum, threshold, strength"
+    )
     command.add_argument("--steps", type=int, nargs="+", help="steps per stage (default: the variant's)")
     command.add_argument("--guidance", type=float, help="guidance scale (default: the variant's)")
     command.add_argument("--device", help="cuda, cpu, mps (default: cuda where there is one)")
@@ -210,4 +221,5 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_tiny)
     convert.add_command(commands)
     download.add_command(commands)
+    drift.add_command(commands)
     return parser

@@ -75,6 +75,8 @@ class Take:
         if not chunk.reused:
             self.store.put_chunk(key, previous_key, chunk)
         entry = {"chunk": chunk.index, "key": key, "file": self.store.chunk_file(key).name, "reused": chunk.reused}
+        if chunk.departed:
+            entry["anti_drift"] = True
         with self._lock:
             self._chunks.append({**entry, "at": _now(), "in_video": False})
             self._write()

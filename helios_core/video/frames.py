@@ -1,15 +1,13 @@
-"""Frames between the network's floats and a file's pixels, and back."""
+"""Frames between the network's floats and a file's pixels."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import av
 import torch
 from torch import Tensor
 
-from ..errors import HeliosError, reason
+from ..errors import HeliosError
 
 
 def frames_to_uint8(video: Tensor) -> Tensor:
@@ -35,23 +33,3 @@ def as_output(video: Tensor, output_type: str) -> Any:
     if output_type == "pt":
         return unit.permute(0, 2, 1, 3, 4)
     return unit.permute(0, 2, 3, 4, 1).cpu().numpy()
-
-
-def read_video(path: str | Path) -> Tensor:
-    """All frames of a file, uint8 [F, H, W, 3]; holds them in memory. HeliosError where it cannot."""
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise HeliosError(f"The file {path} has no picture: give a video file.")
-            frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
-            stated = container.streams.video[0].frames
-    except HeliosError:
-        raise
-    # Odd metadata is a UnicodeDecodeError.
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise HeliosError(f"The video {path} cannot be read ({reason(error)}): give a whole video file.") from error
-    if 0 < len(frames) < stated:
-        raise HeliosError(f"The video {path} ends after {len(frames)} of {stated} frames: give a whole video file.")
-    if not frames:
-        raise HeliosError(f"The video {path} has no frames: give a video file.")
-    return torch.stack(frames)

@@ -37,6 +37,7 @@ WIDGET = """(name) => app.graph.nodes.flatMap(node => node.widgets ?? []).find(w
 CELLS = """() => [...document.querySelectorAll('.helios-strip-cell')].map(cell => ({
   chunk: Number(cell.dataset.chunk), state: cell.dataset.state,
   reused: !cell.querySelector('.helios-strip-reused').hidden,
+  drift: !cell.querySelector('.helios-strip-drift').hidden,
   row: cell.querySelector('.helios-strip-row').title,
   picture: cell.querySelector('img')?.naturalWidth ?? 0,
 }))"""
@@ -274,7 +275,8 @@ def test_every_state_of_a_long_film_is_drawn(strip: Strip) -> None:
         "seed_changes": [], "rows": [[0, "a calm sea"], [7, "a storm"]], "status": "running", "message": "",
         "progress": {"film_seconds": 0, "fps": 0, "seconds_left": None},
         "chunks": [
-            {"chunk": chunk, "state": "finished", "reused": chunk < 5, "thumbnail": False, "video": False}
+            {"chunk": chunk, "state": "finished", "reused": chunk < 5, "thumbnail": False, "video": False,
+             "anti_drift": chunk in (3, 9)}
             for chunk in range(20)
         ],
     }  # fmt: skip
@@ -288,6 +290,7 @@ def test_every_state_of_a_long_film_is_drawn(strip: Strip) -> None:
         *["finished"] * 20, "sampling", "decoding", *["waiting"] * 22
     ]  # fmt: skip
     assert [cell["reused"] for cell in strip.cells()] == [chunk < 5 or chunk == 21 for chunk in range(44)]
+    assert [cell["chunk"] for cell in strip.cells() if cell["drift"]] == [3, 9]
     assert [cell["row"] for cell in strip.cells()] == ["a calm sea"] * 7 + ["a storm"] * 37
     assert strip.cell(20).locator(".helios-strip-note").text_content() == "stage 1\nstep 3/6"
     text = strip.text()

@@ -9,7 +9,7 @@ import torch
 
 from helios_core.commands.cli import main
 from helios_core.pipeline import HeliosPipeline
-from helios_core.video.frames import read_video
+from helios_core.video.reader import read_video
 
 
 def generate(folder, **options):

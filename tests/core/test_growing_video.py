@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from helios_core.video.frames import read_video
 from helios_core.video.growing import GrowingVideo
+from helios_core.video.reader import read_video
 from helios_core.video.segments import VideoSettings, encode_segment
 
 SETTINGS = VideoSettings(64, 32)

@@ -12,7 +12,7 @@ import torch
 from helios_core.errors import HeliosError
 from helios_core.take.store import ChunkStore
 from helios_core.take.video import TakeVideo, segment_key
-from helios_core.video.frames import read_video
+from helios_core.video.reader import read_video
 from helios_core.video.segments import VideoSettings
 
 SETTINGS = VideoSettings(64, 32)

@@ -13,8 +13,9 @@ import torch
 from diffusers.video_processor import VideoProcessor
 
 from helios_core.errors import HeliosError
-from helios_core.video.frames import frames_to_uint8, read_video
+from helios_core.video.frames import frames_to_uint8
 from helios_core.video.growing import GrowingVideo
+from helios_core.video.reader import read_video
 from helios_core.video.remux import finish_video
 from helios_core.video.segments import CODECS, VideoSettings, encode_segment
 

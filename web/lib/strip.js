@@ -12,6 +12,7 @@
  * @property {boolean | null} reused
  * @property {boolean} thumbnail
  * @property {boolean} video
+ * @property {boolean} [anti_drift]
  */
 /**
  * A take at one moment; see TakeState in nodes/live/events.py.
@@ -82,9 +83,11 @@ class Cell {
     this.step = element('span', 'step')
     this.reused = element('span', 'tag helios-strip-reused')
     this.reused.textContent = 'reused'
+    this.drift = element('span', 'tag helios-strip-drift')
+    this.drift.textContent = 'anti-drift'
     const index = element('span', 'tag helios-strip-index')
     index.textContent = String(chunk)
-    this.play = element('button', 'play', this.note, this.step, index, this.reused)
+    this.play = element('button', 'play', this.note, this.step, index, this.reused, this.drift)
     this.redo = element('button', 'redo')
     this.redo.textContent = '↻'
     this.redo.title = `Render again from chunk ${chunk}, with another seed`
@@ -107,6 +110,7 @@ class Cell {
     this.root.dataset.state = kind
     this.play.disabled = this.redo.hidden = kind !== 'finished'
     this.reused.hidden = !state?.reused
+    this.drift.hidden = !state?.anti_drift
     this.note.textContent = kind === 'finished' ? 'done' : kind
     const sampled = kind === 'sampling' && state?.step && state.total ? state.step / state.total : 0
     if (sampled) this.note.textContent = `stage ${state?.stage}\nstep ${state?.step}/${state?.total}`

@@ -33,6 +33,7 @@ const CSS = `
   line-height: 13px; color: #fff; background: #000a; }
 .helios-strip-index { left: 3px; }
 .helios-strip-reused { right: 3px; background: #2c7a4bdd; }
+.helios-strip-drift { left: 3px; top: 19px; background: #a35b1edd; }
 .helios-strip-redo { position: absolute; right: 3px; top: calc(100% - 38px); width: 18px; height: 18px; padding: 0;
   border: 0; border-radius: 3px; color: #fff; background: #000b; font-size: 12px; line-height: 18px; cursor: pointer;
   opacity: 0; }
