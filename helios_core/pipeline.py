@@ -253,8 +253,7 @@ class HeliosPipeline:
         if media is not None:
             with self._vae_on_device() as vae:
                 begin, shown = (video_history, media) if image is None else (image_history, media[:, :, 0])
-                shown = shown.to(self.device, vae.dtype)
-                history = begin(shown, vae.encode, vae.normalise, generator, noise=noise)
+                history = begin(shown.to(self.device, vae.dtype), vae.encode, vae.normalise, generator, noise=noise)
             history = history.repeated(batch // media.shape[0])
         check_film(sampler, history, num_chunks)
         source = TransformerChunks(
