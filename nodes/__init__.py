@@ -6,23 +6,28 @@ from server import PromptServer
 from .adapters.sockets import checked
 from .chunks import HeliosChunkChain, HeliosDecode, HeliosSampleChunk
 from .download import HeliosDownloadModel
+from .drift import HeliosDriftReport
 from .history import HeliosApplyHistory, HeliosEmptyHistory
 from .history_files import HeliosLoadHistory, HeliosSaveHistory
+from .live.model_routes import register_model_routes
 from .live.routes import register_routes
-from .loaders import HeliosModelLoader, HeliosTextEncoderLoader, HeliosVAELoader
+from .loaders import HeliosLoadModel, HeliosModelLoader, HeliosTextEncoderLoader, HeliosVAELoader
 from .lora import HeliosLoraLoader
 from .prompts import HeliosPromptSchedule, HeliosPromptScheduleText
 from .reference_histories import HeliosImageHistory, HeliosVideoHistory
 from .render import HeliosRenderVideo
 from .samplers import HeliosBaseSampler, HeliosDMDSampler, HeliosPyramidSampler
+from .steering import HeliosAnchorHistory, HeliosAntiDrift, HeliosColourAnchor
 
 
 class HeliosExtension(ComfyExtension):
     async def on_load(self) -> None:
         register_routes(PromptServer.instance)
+        register_model_routes(PromptServer.instance)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         nodes = [
+            HeliosLoadModel,
             HeliosModelLoader,
             HeliosTextEncoderLoader,
             HeliosVAELoader,
@@ -43,6 +48,10 @@ class HeliosExtension(ComfyExtension):
             HeliosChunkChain,
             HeliosDecode,
             HeliosRenderVideo,
+            HeliosDriftReport,
+            HeliosAntiDrift,
+            HeliosAnchorHistory,
+            HeliosColourAnchor,
         ]
         return [checked(node) for node in nodes]
 

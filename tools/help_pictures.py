@@ -27,9 +27,7 @@ SETTINGS = {**PLAIN, "Comfy.Canvas.SelectionToolbox": False}
 
 # The template that shows a node; the graphs below show the others.
 TEMPLATE_OF = {
-    "HeliosModelLoader": "helios_distilled_t2v",
-    "HeliosTextEncoderLoader": "helios_distilled_t2v",
-    "HeliosVAELoader": "helios_distilled_i2v",
+    "HeliosLoadModel": "helios_distilled_long_video",
     "HeliosEmptyHistory": "helios_distilled_t2v",
     "HeliosImageHistory": "helios_distilled_i2v",
     "HeliosVideoHistory": "helios_distilled_v2v",
@@ -48,6 +46,18 @@ def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
 
 
 GRAPHS: dict[str, dict[str, dict[str, Any]]] = {
+    "HeliosModelLoader": {
+        "1": _node("HeliosModelLoader", model="Helios-Distilled"),
+        "2": _node("HeliosChunkChain", model=["1", 0]),
+    },
+    "HeliosTextEncoderLoader": {
+        "1": _node("HeliosTextEncoderLoader", text_encoder="Helios-Distilled"),
+        "2": _node("CLIPTextEncode", clip=["1", 0], text="A red sailing boat on a quiet lake at sunrise."),
+    },
+    "HeliosVAELoader": {
+        "1": _node("HeliosVAELoader", vae="Helios-Distilled"),
+        "2": _node("HeliosDecode", vae=["1", 0]),
+    },
     "HeliosLoraLoader": {
         "1": _node("HeliosModelLoader", model="Helios-Distilled"),
         "2": _node("HeliosLoraLoader", model=["1", 0], lora_name=LORA, strength=1.0),
@@ -77,6 +87,27 @@ GRAPHS: dict[str, dict[str, dict[str, Any]]] = {
     "HeliosLoadHistory": {
         "1": _node("HeliosLoadHistory", file="helios_history/take_00001_.safetensors [output]"),
         "2": _node("HeliosChunkChain", history=["1", 0], num_chunks=3),
+    },
+    "HeliosDriftReport": {
+        "1": _node("HeliosRenderVideo", num_chunks=44),
+        "2": _node("HeliosDriftReport", video=["1", 0], prompt_changes="7, 14"),
+        "3": _node("PreviewImage", images=["2", 0]),
+        "4": _node("PreviewAny", source=["2", 2]),
+    },
+    "HeliosAntiDrift": {
+        "1": _node("HeliosEmptyHistory", width=640, height=384, batch_size=1),
+        "2": _node("HeliosAntiDrift", history=["1", 0]),
+        "3": _node("HeliosRenderVideo", history=["2", 0], num_chunks=44),
+    },
+    "HeliosAnchorHistory": {
+        "1": _node("HeliosSampleChunk"),
+        "2": _node("HeliosAnchorHistory", history=["1", 1]),
+        "3": _node("HeliosChunkChain", history=["2", 0], num_chunks=6),
+    },
+    "HeliosColourAnchor": {
+        "1": _node("HeliosDecode"),
+        "2": _node("HeliosColourAnchor", images=["1", 0]),
+        "3": _node("CreateVideo", images=["2", 0], fps=24.0),
     },
     "HeliosPromptScheduleText": {
         "1": _node("HeliosTextEncoderLoader", text_encoder="Helios-Distilled"),

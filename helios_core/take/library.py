@@ -27,12 +27,16 @@ Status = Literal["running", "finished", "interrupted", "failed"]
 
 @dataclass(frozen=True)
 class StoredChunk:
-    """A chunk that a manifest lists: its number in the video, its key, and its segment's where it has one."""
+    """A chunk that a manifest lists: its number in the video, its key, and its segment's where it has one.
+
+    ``anti_drift``: whether it departed from the film so far.
+    """
 
     index: int
     key: str
     segment: str
     reused: bool
+    anti_drift: bool
 
 
 @dataclass(frozen=True)
@@ -158,4 +162,5 @@ def _chunk(entry: Any) -> StoredChunk | None:
     if not isinstance(key, str) or not _KEY.fullmatch(key):
         return None
     has_segment = isinstance(segment, str) and _KEY.fullmatch(segment) is not None
-    return StoredChunk(index, key, str(segment) if has_segment else "", entry.get("reused") is True)
+    reused, departed = (entry.get(name) is True for name in ("reused", "anti_drift"))
+    return StoredChunk(index, key, str(segment) if has_segment else "", reused, departed)

@@ -36,6 +36,11 @@ def check_name(name: str) -> str:
     return name
 
 
+def name_for(text: str, end: str = "") -> str:
+    """A take's name from a file's, which may hold other characters; ``end`` is kept whole."""
+    return (re.sub(r"[^\w\-. ]", "_", text).strip(" .")[:80].strip(" .") or "film") + end
+
+
 class Take:
     """Keeps every finished chunk in the store, and a manifest that tells people what the take consists of.
 
@@ -70,6 +75,8 @@ class Take:
         if not chunk.reused:
             self.store.put_chunk(key, previous_key, chunk)
         entry = {"chunk": chunk.index, "key": key, "file": self.store.chunk_file(key).name, "reused": chunk.reused}
+        if chunk.departed:
+            entry["anti_drift"] = True
         with self._lock:
             self._chunks.append({**entry, "at": _now(), "in_video": False})
             self._write()

@@ -47,6 +47,7 @@ class ChunkState:
         stage, step, total: what is sampled now; step counts from 1 to ``total``, all stages together.
         reused: from the store; None while it is not known.
         thumbnail, video: whether the chunk's routes have a moving picture, or the part to play.
+        anti_drift: whether it departed from the film so far, and was noised where later chunks see it.
     """
 
     chunk: int
@@ -57,6 +58,7 @@ class ChunkState:
     reused: bool | None = None
     thumbnail: bool = False
     video: bool = False
+    anti_drift: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ class TakeFeed:
         self._chunks: dict[int, ChunkState] = {}
         self._thumbnails: dict[int, bytes] = {}
         self._segments: dict[int, str] = {}
+        self._departed: set[int] = set()
         self._lock = threading.Lock()  # the video's thread reports here too
         self._next_step = 0.0
         self._queued = queued_graph(hidden)
@@ -240,6 +243,10 @@ class TakeFeed:
         """The chunk's latents are there."""
         self._change(ChunkState(chunk, "decoding", reused=reused))
 
+    def departed(self, chunk: int) -> None:
+        """Anti-drift stepped in after the chunk; told with its next state."""
+        self._departed.add(chunk)
+
     def finished(self, chunk: int, reused: bool, thumbnail: bytes | None = None, segment: str | None = None) -> None:
         """The chunk is done; ``segment`` is the key of its encoded video, ``thumbnail`` an animated WebP."""
         if thumbnail is not None:
@@ -255,6 +262,7 @@ class TakeFeed:
             self._state = replace(self._state, film=film_address(path))
 
     def _change(self, chunk: ChunkState) -> None:
+        chunk = replace(chunk, anti_drift=chunk.chunk in self._departed)
         with self._lock:
             self._chunks[chunk.chunk] = chunk
             self._state = replace(self._state, progress=self.progress.numbers())

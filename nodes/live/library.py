@@ -50,7 +50,14 @@ class StoredParts:
         take, settings = self.take, self.take.settings
         done = sorted({chunk.index: chunk for chunk in take.chunks}.items())
         chunks = tuple(
-            ChunkState(index, "finished", reused=chunk.reused, thumbnail=True, video=bool(chunk.segment))
+            ChunkState(
+                index,
+                "finished",
+                reused=chunk.reused,
+                thumbnail=True,
+                video=bool(chunk.segment),
+                anti_drift=chunk.anti_drift,
+            )
             for index, chunk in done
         )
         count = max(_whole(settings.get("num_chunks"), 1), len(chunks))

@@ -50,6 +50,8 @@ class FilmReport:
         self.progress.chunk()
         self.bar.update_absolute(self.progress.position)
         if self.feed is not None:
+            if chunk.departed:
+                self.feed.departed(chunk.index)
             thumbnail = None
             if watched():
                 thumbnail = latent_thumbnail(chunk.latents, self._latent_format, self._previewer, self.progress.fps)
@@ -67,6 +69,8 @@ class RenderReport(FilmReport):
     def decoding(self, chunk: Chunk) -> None:
         if chunk.reused:
             self.progress.reuse()
+        if chunk.departed:
+            self.feed.departed(chunk.index)
         self.feed.decoding(chunk.index, chunk.reused)
 
     def decoded(self, chunk: Chunk, frames: Tensor | None) -> None:

@@ -99,7 +99,7 @@ def test_events_of_a_render(comfy):
         assert (told[0]["stage"], told[0]["step"], told[0]["total"]) == (0, 1, STEPS)
         assert told[-1] == {
             "chunk": chunk, "state": "finished", "stage": None, "step": None, "total": None,
-            "reused": False, "thumbnail": True, "video": True,
+            "reused": False, "thumbnail": True, "video": True, "anti_drift": False,
         }  # fmt: skip
     assert (last["status"], last["message"]) == ("finished", "")
     assert last["progress"]["film_seconds"] == pytest.approx(3 * FRAMES / 24, abs=1e-3)

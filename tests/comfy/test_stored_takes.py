@@ -51,12 +51,14 @@ def template() -> tuple[dict, dict]:
     workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
     (api,) = [item.api for item in TEMPLATES if item.title == name]
     graph = json.loads((API_WORKFLOWS / f"{api}.json").read_text(encoding="utf-8"))
-    small = {"model": TINY, "text_encoder": TINY, "vae": TINY, "width": 64, "height": 64, "steps": "1, 1, 1"}
+    small = {"width": 64, "height": 64, "steps": "1, 1, 1"}
     for item in graph.values():
         changes = small | {"num_chunks": CHUNKS, "filename_prefix": "killed", "amplify_first_chunk": False}
         for name, value in changes.items():
-            if name in item["inputs"] and not isinstance(item["inputs"][name], list):
+            if name in item["inputs"]:
                 item["inputs"][name] = value
+        if item["class_type"] == "HeliosLoadModel":
+            item["inputs"]["model"] = TINY
     return graph, workflow
 
 

@@ -25,14 +25,21 @@ seeds = itertools.count(50_000)
 SET_WIDGETS = """(values) => {
   for (const node of app.graph.nodes)
     for (const widget of node.widgets ?? [])
-      if (widget.name in values) { widget.value = values[widget.name]; widget.callback?.(widget.value) }
+      if (widget.name in values) {
+        // A size that comes from the model, until one is typed.
+        const slot = node.inputs?.findIndex(input => input.widget?.name === widget.name && input.link != null) ?? -1
+        if (slot >= 0) node.disconnectInput(slot)
+        widget.value = values[widget.name]
+        widget.callback?.(widget.value)
+      }
   // As the page does once a user has changed something.
   window.comfyAPI.api.api.dispatchEvent(new CustomEvent('graphChanged', { detail: {} }))
 }"""
 WIDGET = """(name) => app.graph.nodes.flatMap(node => node.widgets ?? []).find(widget => widget.name === name).value"""
 CELLS = """() => [...document.querySelectorAll('.helios-cell')].map(cell => ({
   chunk: Number(cell.dataset.chunk), state: cell.dataset.state,
-  reused: !cell.querySelector('.helios-cell-reused').hidden, stale: 'stale' in cell.dataset,
+  reused: !cell.querySelector('.helios-cell-reused').hidden, drift: !cell.querySelector('.helios-cell-drift').hidden,
+  stale: 'stale' in cell.dataset,
   picture: cell.querySelector('img')?.naturalWidth ?? 0,
 })).sort((a, b) => a.chunk - b.chunk)"""
 BANDS = """() => [...document.querySelectorAll('.helios-band')].map(band => band.innerText.trim())"""
@@ -302,7 +309,8 @@ def long_take(strip: Strip, chunks: int, finished: int) -> dict[str, Any]:
         "height": 384, "seed": 1, "seed_changes": [[5, 77]], "rows": [[0, "a calm sea"], [7, "a storm"]],
         "status": "running", "message": "", "progress": {"film_seconds": 0, "fps": None, "seconds_left": None},
         "chunks": [
-            {"chunk": chunk, "state": "finished", "reused": chunk < 5, "thumbnail": False, "video": False}
+            {"chunk": chunk, "state": "finished", "reused": chunk < 5, "thumbnail": False, "video": False,
+             "anti_drift": chunk in (3, 19)}
             for chunk in range(finished)
         ],
         "film": None, "resumable": False,
@@ -330,6 +338,7 @@ def test_every_state_of_a_long_film_is_drawn(strip: Strip) -> None:
         ("finished", False), ("sampling", False), ("decoding", True), ("waiting", False)
     ]  # fmt: skip
     assert strip.page.evaluate(BANDS) == ["a calm sea", "a storm"]
+    assert [cell["chunk"] for cell in strip.cells() if cell["drift"]] == [19]
     assert strip.cell(20).locator(".helios-cell-number").text_content() == "21"
     assert strip.cell(20).locator(".helios-cell-fill").evaluate("fill => fill.style.width") == "50%"
     text = strip.text()
@@ -383,11 +392,11 @@ def open_schedule(strip: Strip) -> None:
 
 CONNECT_SCHEDULE = """(text) => {
   const film = app.graph.nodes.find(({ type }) => type === 'HeliosRenderVideo')
-  const clip = app.graph.nodes.find(({ type }) => type === 'HeliosTextEncoderLoader')
+  const model = app.graph.nodes.find(({ type }) => type === 'HeliosLoadModel')
   const schedule = LiteGraph.createNode('HeliosPromptScheduleText')
   schedule.pos = [-500, 900]
   app.graph.add(schedule)
-  clip.connect(0, schedule, 'clip')
+  model.connect(model.outputs.findIndex(({ type }) => type === 'CLIP'), schedule, 'clip')
   schedule.connect(0, film, 'positive')
   const values = { text, blend: 0 }
   for (const widget of schedule.widgets)

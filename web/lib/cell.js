@@ -16,7 +16,9 @@ export class Cell {
     this._number = element('span', 'cell-number', String(chunk + 1))
     this._seed = element('span', 'cell-seed', '◆')
     this._reused = element('span', 'cell-reused', '⟲')
-    this.root = element('div', 'cell', this._fill, this._note, this._number, this._seed, this._reused)
+    this._drift = element('span', 'cell-drift', 'drift')
+    const marks = [this._number, this._seed, this._reused, this._drift]
+    this.root = element('div', 'cell', this._fill, this._note, ...marks)
     this.root.dataset.chunk = String(chunk)
     this.root.id = `helios-cell-${cells++}`
     this.root.setAttribute('role', 'option')
@@ -52,12 +54,14 @@ export class Cell {
     this.root.toggleAttribute('data-stale', stale && kind === 'finished')
     this._seed.hidden = seed === undefined
     this._reused.hidden = !state?.reused
+    this._drift.hidden = !state?.anti_drift
     const steps = kind === 'sampling' && state?.step && state.total ? state.step / state.total : 0
     this._fill.style.width = `${kind === 'decoding' ? 100 : 100 * steps}%`
     this._fill.dataset.stage = String(state?.stage ?? 0)
     this._note.textContent = steps ? `${state?.step}/${state?.total}` : kind === 'decoding' ? 'decoding' : ''
     const words = [`Chunk ${this.chunk + 1}`, kind, ...(state?.reused ? ['from the store'] : [])]
     if (seed !== undefined) words.push(`seed ${seed} from here on`)
+    if (state?.anti_drift) words.push('anti-drift stepped in after it')
     if (stale) words.push('the next run makes it anew')
     this.root.title = words.join(', ')
     this.root.setAttribute('aria-label', this.root.title)

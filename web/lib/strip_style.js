@@ -71,11 +71,12 @@ const CSS = `
 .helios-cell-fill[data-stage='2'] { background: #4a9effaa; }
 .helios-cell-note { position: absolute; inset: 14px 0 0; display: flex; align-items: center; justify-content: center;
   font-size: 10px; text-align: center; }
-.helios-cell-number, .helios-cell-seed, .helios-cell-reused { position: absolute; top: 2px; padding: 0 3px;
+.helios-cell-number, .helios-cell-seed, .helios-cell-reused, .helios-cell-drift { position: absolute; top: 2px; padding: 0 3px;
   border-radius: 3px; font-size: 10px; line-height: 13px; color: #fff; background: #000c; }
 .helios-cell-number { left: 2px; }
 .helios-cell-seed { top: auto; bottom: 2px; left: 2px; color: #ffd479; }
 .helios-cell-reused { right: 2px; }
+.helios-cell-drift { top: auto; right: 2px; bottom: 2px; color: #ffb27d; }
 .helios-strip-dialog { width: 100vw; height: 100vh; max-width: none; max-height: none; padding: 16px; border: 0;
   background: var(--comfy-menu-bg, #181818); }
 .helios-strip-dialog .helios-strip-inner { font-size: 14px; }

@@ -12,6 +12,7 @@
  * @property {boolean | null} reused
  * @property {boolean} thumbnail
  * @property {boolean} video
+ * @property {boolean} [anti_drift]
  */
 /** @typedef {{film_seconds: number, fps: number | null, seconds_left: number | null}} Progress */
 /** @typedef {{filename: string, subfolder: string, type: string}} FilmFile as core's /view names it */
