@@ -12,6 +12,7 @@ from helios_setup.errors import SetupError
 
 # Nodes that take a released folder, with the name of that input.
 MODEL_INPUTS = {
+    "HeliosLoadModel": "model",
     "HeliosModelLoader": "model",
     "HeliosTextEncoderLoader": "text_encoder",
     "HeliosVAELoader": "vae",

@@ -10,8 +10,9 @@ from .download import HeliosDownloadModel
 from .drift import HeliosDriftReport
 from .history import HeliosApplyHistory, HeliosEmptyHistory
 from .history_files import HeliosLoadHistory, HeliosSaveHistory
+from .live.model_routes import register_model_routes
 from .live.routes import register_routes
-from .loaders import HeliosModelLoader, HeliosTextEncoderLoader, HeliosVAELoader
+from .loaders import HeliosLoadModel, HeliosModelLoader, HeliosTextEncoderLoader, HeliosVAELoader
 from .lora import HeliosLoraLoader
 from .prompts import HeliosPromptSchedule, HeliosPromptScheduleText
 from .reference_histories import HeliosImageHistory, HeliosVideoHistory
@@ -23,9 +24,11 @@ from .steering import HeliosAnchorHistory, HeliosAntiDrift, HeliosColourAnchor
 class HeliosExtension(ComfyExtension):
     async def on_load(self) -> None:
         register_routes(PromptServer.instance)
+        register_model_routes(PromptServer.instance)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         nodes = [
+            HeliosLoadModel,
             HeliosModelLoader,
             HeliosTextEncoderLoader,
             HeliosVAELoader,

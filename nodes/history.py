@@ -23,6 +23,7 @@ def size_inputs() -> list[io.Input]:
         io.Int.Input(
             "width",
             default=DEFAULT_WIDTH,
+            optional=True,
             min=SIZE_STEP,
             max=MAX_SIZE,
             step=SIZE_STEP,
@@ -32,6 +33,7 @@ def size_inputs() -> list[io.Input]:
         io.Int.Input(
             "height",
             default=DEFAULT_HEIGHT,
+            optional=True,
             min=SIZE_STEP,
             max=MAX_SIZE,
             step=SIZE_STEP,
@@ -41,13 +43,14 @@ def size_inputs() -> list[io.Input]:
     ]
 
 
-def seed_input(tooltip: str) -> io.Int.Input:
+def seed_input(tooltip: str, optional: bool = False) -> io.Int.Input:
     """A seed that stays as it is from run to run: the same seed gives the same video."""
     return io.Int.Input(
         "seed",
         default=0,
         min=0,
         max=MAX_SEED,
+        optional=optional,
         control_after_generate=io.ControlAfterGenerate.fixed,
         tooltip=tooltip,
     )
@@ -69,6 +72,7 @@ class HeliosEmptyHistory(io.ComfyNode):
                 io.Int.Input(
                     "batch_size",
                     default=1,
+                    optional=True,
                     min=1,
                     max=64,
                     tooltip="How many videos are made at once, each with its own noise from the one seed.",
@@ -78,7 +82,7 @@ class HeliosEmptyHistory(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, width: int, height: int, batch_size: int) -> io.NodeOutput:
+    def execute(cls, width: int = DEFAULT_WIDTH, height: int = DEFAULT_HEIGHT, batch_size: int = 1) -> io.NodeOutput:
         return io.NodeOutput(History.empty(width, height, batch_size))
 
 

@@ -6,11 +6,14 @@ import torch
 from comfy.ldm.modules.attention import REGISTERED_ATTENTION_FUNCTIONS
 from comfy_api.latest import io
 
+from ..helios_core.errors import HeliosError
 from ..helios_core.variants import VARIANTS
 from .adapters.model import load_helios_model
 from .adapters.model_files import check_installed, choices, default_choice, resolve
 from .adapters.text_encoder import load_text_encoder
 from .adapters.vae import load_vae
+from .adapters.whole_models import DEFAULT_CHOICE, check_whole, model_of
+from .adapters.whole_models import choices as whole_choices
 
 WEIGHT_DTYPES = {
     "default": None,
@@ -33,6 +36,87 @@ def _model_input(name: str, what: str, kind: str) -> io.Combo.Input:
     )
 
 
+def _weight_dtype_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "weight_dtype",
+        options=list(WEIGHT_DTYPES),
+        default="default",
+        optional=True,
+        advanced=True,
+        tooltip="Type of the weights in memory. default lets ComfyUI choose for the device (bfloat16 on "
+        "recent GPUs); fp8_e4m3fn halves the memory at some loss of quality.",
+    )
+
+
+def _attention_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "attention",
+        options=[AUTO, *sorted(REGISTERED_ATTENTION_FUNCTIONS)],
+        default=AUTO,
+        optional=True,
+        advanced=True,
+        tooltip="Attention implementation. auto is the one ComfyUI was started with.",
+    )
+
+
+class HeliosLoadModel(io.ComfyNode):
+    """Loads a whole model, transformer, text encoder and VAE, from one folder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HeliosLoadModel",
+            display_name="Helios Load Model",
+            category="Helios/loaders",
+            description="Loads a whole Helios model from one folder: transformer, text encoder and VAE. The node says "
+            "which folder that is and what is missing, and downloads it at the press of a button.",
+            search_aliases=["load helios", "helios checkpoint", "install helios", "helios weights"],
+            inputs=[
+                io.Combo.Input(
+                    "model",
+                    options=whole_choices(),
+                    default=DEFAULT_CHOICE,
+                    tooltip="distilled, mid and base take the best model of that variant that is there: the released "
+                    "folder under models/diffusers, another folder of that variant, or a small model that comes with "
+                    "the nodes. Or one folder by its name.",
+                ),
+                _weight_dtype_input(),
+                _attention_input(),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="A native MODEL: LoRA, compile and sampling nodes accept it."),
+                io.Clip.Output(tooltip="The text encoder. Connect it to CLIP Text Encode."),
+                io.Vae.Output(tooltip="Connect it to Helios Decode, Render Video and the histories."),
+                io.Int.Output(display_name="width", tooltip="Width the model is made for; 640 for released models."),
+                io.Int.Output(display_name="height", tooltip="Height the model is made for; 384 for released models."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, model: str | None = None) -> bool | str:
+        return check_whole(model) or True
+
+    @classmethod
+    def fingerprint_inputs(cls, model: str, weight_dtype: str = "default", attention: str = AUTO) -> str:
+        # What "distilled" stands for changes once a model is downloaded.
+        return model_of(model).name
+
+    @classmethod
+    def execute(cls, model: str, weight_dtype: str = "default", attention: str = AUTO) -> io.NodeOutput:
+        problem = check_whole(model)
+        if problem is not None:
+            raise HeliosError(problem)
+        chosen = model_of(model)
+        path = resolve(chosen.name, TRANSFORMERS)
+        chosen_attention = None if attention == AUTO else attention
+        return io.NodeOutput(
+            load_helios_model(path, WEIGHT_DTYPES[weight_dtype], chosen_attention),
+            load_text_encoder(path),
+            load_vae(path),
+            *chosen.size,
+        )
+
+
 class HeliosModelLoader(io.ComfyNode):
     """Loads the Helios transformer; the folder or file says which variant it is."""
 
@@ -47,21 +131,8 @@ class HeliosModelLoader(io.ComfyNode):
             search_aliases=["load helios", "helios checkpoint", "helios unet", "helios diffusion model"],
             inputs=[
                 _model_input("model", "transformer", TRANSFORMERS),
-                io.Combo.Input(
-                    "weight_dtype",
-                    options=list(WEIGHT_DTYPES),
-                    default="default",
-                    advanced=True,
-                    tooltip="Type of the weights in memory. default lets ComfyUI choose for the device (bfloat16 on "
-                    "recent GPUs); fp8_e4m3fn halves the memory at some loss of quality.",
-                ),
-                io.Combo.Input(
-                    "attention",
-                    options=[AUTO, *sorted(REGISTERED_ATTENTION_FUNCTIONS)],
-                    default=AUTO,
-                    advanced=True,
-                    tooltip="Attention implementation. auto is the one ComfyUI was started with.",
-                ),
+                _weight_dtype_input(),
+                _attention_input(),
                 io.Combo.Input(
                     "variant",
                     options=[AUTO, *VARIANTS],
@@ -80,7 +151,9 @@ class HeliosModelLoader(io.ComfyNode):
         return check_installed(model, TRANSFORMERS) or True
 
     @classmethod
-    def execute(cls, model: str, weight_dtype: str, attention: str, variant: str = AUTO) -> io.NodeOutput:
+    def execute(
+        cls, model: str, weight_dtype: str = "default", attention: str = AUTO, variant: str = AUTO
+    ) -> io.NodeOutput:
         path = resolve(model, TRANSFORMERS)
         chosen_attention, chosen_variant = (None if chosen == AUTO else chosen for chosen in (attention, variant))
         return io.NodeOutput(load_helios_model(path, WEIGHT_DTYPES[weight_dtype], chosen_attention, chosen_variant))

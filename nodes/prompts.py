@@ -18,6 +18,7 @@ def _blend_input() -> io.Int.Input:
     return io.Int.Input(
         "blend",
         default=DEFAULT_BLEND,
+        optional=True,
         min=0,
         max=MAX_BLEND,
         tooltip="Chunks over which a new prompt takes over, linearly. Released: 3. 0 changes at once.",
@@ -64,7 +65,9 @@ class HeliosPromptSchedule(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, rows: dict[str, list], first_chunks: str, blend: int, before: list | None = None) -> io.NodeOutput:
+    def execute(
+        cls, rows: dict[str, list], first_chunks: str, blend: int = DEFAULT_BLEND, before: list | None = None
+    ) -> io.NodeOutput:
         prompts = [row for row in rows.values() if row is not None]
         earlier = schedule_of(before).rows if before is not None else ()
         starts = parse_chunks(first_chunks)
@@ -105,7 +108,7 @@ class HeliosPromptScheduleText(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip: Any, text: str, blend: int) -> io.NodeOutput:
+    def execute(cls, clip: Any, text: str, blend: int = DEFAULT_BLEND) -> io.NodeOutput:
         # Parsed and checked whole before the first row is encoded.
         schedule = PromptSchedule(tuple(parse_schedule(text)), blend)
         encoded = tuple(

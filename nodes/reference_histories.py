@@ -17,7 +17,9 @@ from ..helios_core.take.history import check_size
 from ..helios_core.take.reference import NoiseRange, image_history, video_history
 from ..helios_core.variants import PIXELS_PER_TOKEN
 from .adapters.sockets import Least
-from .history import HistoryType, seed_input, size_inputs
+from .history import DEFAULT_HEIGHT, DEFAULT_WIDTH, HistoryType, seed_input, size_inputs
+
+SIGMA_MIN, SIGMA_MAX = 0.111, 0.135  # released
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +74,8 @@ def noise_inputs() -> list[io.Input]:
     return [
         io.Float.Input(
             "noise_sigma_min",
-            default=0.111,
+            default=SIGMA_MIN,
+            optional=True,
             min=Least(0.0),
             max=1.0,
             step=0.001,
@@ -82,7 +85,8 @@ def noise_inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "noise_sigma_max",
-            default=0.135,
+            default=SIGMA_MAX,
+            optional=True,
             min=Least(0.0),
             max=1.0,
             step=0.001,
@@ -92,11 +96,13 @@ def noise_inputs() -> list[io.Input]:
         ),
         seed_input(
             "Draws the noise here, and begins the video's random numbers: give the chunk nodes the same seed "
-            "to continue them, as the reference does."
+            "to continue them, as the reference does.",
+            optional=True,
         ),
         io.Boolean.Input(
             "skip_first_chunk",
             default=False,
+            optional=True,
             advanced=True,
             tooltip="Anchors the video to its second chunk instead of the input; for first chunks that stand still.",
         ),
@@ -126,7 +132,15 @@ class HeliosImageHistory(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, vae, image, width, height, noise_sigma_min, noise_sigma_max, seed, skip_first_chunk
+        cls,
+        vae,
+        image,
+        width=DEFAULT_WIDTH,
+        height=DEFAULT_HEIGHT,
+        noise_sigma_min=SIGMA_MIN,
+        noise_sigma_max=SIGMA_MAX,
+        seed=0,
+        skip_first_chunk=False,
     ) -> io.NodeOutput:
         noise, encoder = NoiseRange(noise_sigma_min, noise_sigma_max), Encoder(vae)
         frame = fitted(image[:1], width, height)[:, :, 0]
@@ -170,7 +184,15 @@ class HeliosVideoHistory(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, vae, video, width, height, noise_sigma_min, noise_sigma_max, seed, skip_first_chunk
+        cls,
+        vae,
+        video,
+        width=DEFAULT_WIDTH,
+        height=DEFAULT_HEIGHT,
+        noise_sigma_min=SIGMA_MIN,
+        noise_sigma_max=SIGMA_MAX,
+        seed=0,
+        skip_first_chunk=False,
     ) -> io.NodeOutput:
         noise, encoder = NoiseRange(noise_sigma_min, noise_sigma_max), Encoder(vae)
         images = video if isinstance(video, Tensor) else _frames(video)

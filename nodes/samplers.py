@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -13,15 +14,22 @@ from ..helios_core.samplers import SOLVERS, BaseSampler, DMDSampler, PyramidSamp
 from ..helios_core.variants import BASE, DISTILLED, MID, Variant
 from .adapters.sampler import HeliosSampler
 
+RELEASED_GAMMA, RELEASED_SOLVER = "1/3", "unipc"
 LONGEST_LIST, LONGEST_NUMBER = 1000, 100
 _LONG_EXPONENT = re.compile(r"[eE][-+]?[\d_]{4,}")
 
 
+def _text(variant: Variant) -> str:
+    """Steps of each stage as the sampler nodes write them: ``"2, 2, 2"``."""
+    return ", ".join(map(str, variant.steps))
+
+
 def steps_input(variant: Variant, more: str = "") -> io.String.Input:
-    released = ", ".join(map(str, variant.steps))
+    released = _text(variant)
     return io.String.Input(
         "steps",
         default=released,
+        optional=True,
         tooltip="Steps of each stage, coarse to fine; as many numbers as there are stages. "
         f"Released: {released}{more}.",
     )
@@ -33,13 +41,15 @@ def stage_inputs() -> list[io.Input]:
         io.String.Input(
             "stage_range",
             default="",
+            optional=True,
             advanced=True,
             tooltip="Where the stages begin and end, from 0 to 1, one number more than stages: '0, 0.33, 0.66, 1'. "
             "Empty: equal parts, as released.",
         ),
         io.String.Input(
             "gamma",
-            default="1/3",
+            default=RELEASED_GAMMA,
+            optional=True,
             advanced=True,
             # Text, because number widgets round 1/3 to their step, and the video would be another.
             tooltip="Correlation of the noise added between stages, a fraction or a number. Released: 1/3, its highest "
@@ -60,10 +70,16 @@ def numbers(name: str, text: str, kind: type) -> tuple:
 
 def pyramid_config(variant: Variant, steps: tuple[int, ...], stage_range: str, gamma: str) -> SchedulerConfig:
     """The variant's scheduler for a pyramid with one stage for each entry of ``steps``."""
-    stages = len(steps)
+    stages, trained = len(steps), len(variant.steps)
     if not stages:
         raise HeliosError("steps is empty; write it like '2, 2, 2', one number per stage.")
-    bounds = numbers("stage_range", stage_range, float) or tuple(i / stages for i in range(stages + 1))
+    bounds = numbers("stage_range", stage_range, float)
+    if not bounds and stages != trained:
+        raise HeliosError(
+            f"steps={shortened(', '.join(map(str, steps)))} is for {stages} stages, and Helios {variant.name} was "
+            f"trained with {trained}; give {trained} numbers, or the bounds of your stages in stage_range."
+        )
+    bounds = bounds or tuple(i / stages for i in range(stages + 1))
     try:
         # Fractions are exact: an exponent of many digits would be worked out for minutes.
         if len(gamma) > LONGEST_NUMBER or _LONG_EXPONENT.search(gamma):
@@ -73,6 +89,37 @@ def pyramid_config(variant: Variant, steps: tuple[int, ...], stage_range: str, g
         raise HeliosError(f"gamma={shortened(gamma)} is not a number; write it like '1/3' or '0.25'.") from None
     released = SchedulerConfig.from_dict(variant.scheduler)
     return replace(released, stages=stages, stage_range=bounds, gamma=exact)
+
+
+def dmd_settings(
+    steps: str = _text(DISTILLED),
+    amplify_first_chunk: bool = True,
+    stage_range: str = "",
+    gamma: str = RELEASED_GAMMA,
+) -> DMDSampler:
+    """What Helios DMD Sampler makes of its inputs, and of those that a graph leaves out."""
+    counts = numbers("steps", steps, int)
+    return DMDSampler(counts, amplify_first_chunk, pyramid_config(DISTILLED, counts, stage_range, gamma))
+
+
+def pyramid_settings(
+    steps: str = _text(MID),
+    solver: str = RELEASED_SOLVER,
+    cfg_zero_star: bool = True,
+    zero_init: bool = True,
+    zero_steps: int = 1,
+    stage_range: str = "",
+    gamma: str = RELEASED_GAMMA,
+) -> PyramidSampler:
+    """As :func:`dmd_settings`, for Helios Pyramid Sampler."""
+    counts = numbers("steps", steps, int)
+    config = pyramid_config(MID, counts, stage_range, gamma)
+    return PyramidSampler(counts, solver, cfg_zero_star, zero_init, zero_steps, config)
+
+
+def base_settings(steps: int = BASE.steps[0], solver: str = RELEASED_SOLVER) -> BaseSampler:
+    """As :func:`dmd_settings`, for Helios Base Sampler."""
+    return BaseSampler((steps,), solver)
 
 
 class HeliosDMDSampler(io.ComfyNode):
@@ -91,6 +138,7 @@ class HeliosDMDSampler(io.ComfyNode):
                 io.Boolean.Input(
                     "amplify_first_chunk",
                     default=True,
+                    optional=True,
                     tooltip="Twice the steps in chunk 0, on which the whole video builds. Released: on.",
                 ),
                 *stage_inputs(),
@@ -99,10 +147,8 @@ class HeliosDMDSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, steps: str, amplify_first_chunk: bool, stage_range: str, gamma: str) -> io.NodeOutput:
-        counts = numbers("steps", steps, int)
-        scheduler = pyramid_config(DISTILLED, counts, stage_range, gamma)
-        return io.NodeOutput(HeliosSampler(DMDSampler(counts, amplify_first_chunk, scheduler)))
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        return io.NodeOutput(HeliosSampler(dmd_settings(**inputs)))
 
 
 class HeliosPyramidSampler(io.ComfyNode):
@@ -123,17 +169,20 @@ class HeliosPyramidSampler(io.ComfyNode):
                 io.Boolean.Input(
                     "cfg_zero_star",
                     default=True,
+                    optional=True,
                     tooltip="Scales the unconditional prediction to fit the conditional one (CFG-Zero*). Used where "
                     "cfg is above 1. Released: on.",
                 ),
                 io.Boolean.Input(
                     "zero_init",
                     default=True,
+                    optional=True,
                     tooltip="With CFG-Zero*, the first steps of the coarsest stage change nothing. Released: on.",
                 ),
                 io.Int.Input(
                     "zero_steps",
                     default=1,
+                    optional=True,
                     min=0,
                     max=100,
                     advanced=True,
@@ -145,21 +194,8 @@ class HeliosPyramidSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        steps: str,
-        solver: str,
-        cfg_zero_star: bool,
-        zero_init: bool,
-        zero_steps: int,
-        stage_range: str,
-        gamma: str,
-    ) -> io.NodeOutput:
-        counts = numbers("steps", steps, int)
-        scheduler = pyramid_config(MID, counts, stage_range, gamma)
-        return io.NodeOutput(
-            HeliosSampler(PyramidSampler(counts, solver, cfg_zero_star, zero_init, zero_steps, scheduler))
-        )
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        return io.NodeOutput(HeliosSampler(pyramid_settings(**inputs)))
 
 
 class HeliosBaseSampler(io.ComfyNode):
@@ -177,6 +213,7 @@ class HeliosBaseSampler(io.ComfyNode):
                 io.Int.Input(
                     "steps",
                     default=BASE.steps[0],
+                    optional=True,
                     min=1,
                     max=1000,
                     tooltip=f"Steps of each chunk. Released: {BASE.steps[0]}.",
@@ -187,15 +224,16 @@ class HeliosBaseSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, steps: int, solver: str) -> io.NodeOutput:
-        return io.NodeOutput(HeliosSampler(BaseSampler((steps,), solver)))
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        return io.NodeOutput(HeliosSampler(base_settings(**inputs)))
 
 
 def solver_input() -> io.Combo.Input:
     return io.Combo.Input(
         "solver",
         options=list(SOLVERS),
-        default="unipc",
+        default=RELEASED_SOLVER,
+        optional=True,
         advanced=True,
         tooltip="unipc is the released one, of second order; euler is simpler and needs more steps.",
     )

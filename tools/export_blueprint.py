@@ -26,8 +26,8 @@ FILE = ROOT / "subgraphs" / f"{NAME}.json"
 TEMPLATE = "Helios Distilled - Text to Video"
 CATEGORY = "Helios"
 DESCRIPTION = (
-    "Text to video with Helios Distilled: chunks of 33 frames, 1.4 seconds each, one after the other. Needs "
-    "models/diffusers/Helios-Distilled, or a helios-tiny model to try it."
+    "Text to video with Helios Distilled: chunks of 33 frames, 1.4 seconds each, one after the other. Takes "
+    "models/diffusers/Helios-Distilled, or a small model of the nodes where that is not installed."
 )
 SEARCH_ALIASES = ["helios", "helios t2v", "helios text to video", "long video"]
 SIZE = (400, 620)
@@ -35,9 +35,7 @@ SIZE = (400, 620)
 WIDGETS = (
     ("CLIPTextEncode", 0, "text", "prompt"),
     ("CLIPTextEncode", 1, "text", "negative_prompt"),
-    ("HeliosModelLoader", 0, "model", "model"),
-    ("HeliosTextEncoderLoader", 0, "text_encoder", "text_encoder"),
-    ("HeliosVAELoader", 0, "vae", "vae"),
+    ("HeliosLoadModel", 0, "model", "model"),
     ("HeliosEmptyHistory", 0, "width", "width"),
     ("HeliosEmptyHistory", 0, "height", "height"),
     ("HeliosChunkChain", 0, "num_chunks", "num_chunks"),

@@ -27,9 +27,7 @@ SETTINGS = {**PLAIN, "Comfy.Canvas.SelectionToolbox": False}
 
 # The template that shows a node; the graphs below show the others.
 TEMPLATE_OF = {
-    "HeliosModelLoader": "helios_distilled_t2v",
-    "HeliosTextEncoderLoader": "helios_distilled_t2v",
-    "HeliosVAELoader": "helios_distilled_i2v",
+    "HeliosLoadModel": "helios_distilled_long_video",
     "HeliosEmptyHistory": "helios_distilled_t2v",
     "HeliosImageHistory": "helios_distilled_i2v",
     "HeliosVideoHistory": "helios_distilled_v2v",
@@ -48,6 +46,18 @@ def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
 
 
 GRAPHS: dict[str, dict[str, dict[str, Any]]] = {
+    "HeliosModelLoader": {
+        "1": _node("HeliosModelLoader", model="Helios-Distilled"),
+        "2": _node("HeliosChunkChain", model=["1", 0]),
+    },
+    "HeliosTextEncoderLoader": {
+        "1": _node("HeliosTextEncoderLoader", text_encoder="Helios-Distilled"),
+        "2": _node("CLIPTextEncode", clip=["1", 0], text="A red sailing boat on a quiet lake at sunrise."),
+    },
+    "HeliosVAELoader": {
+        "1": _node("HeliosVAELoader", vae="Helios-Distilled"),
+        "2": _node("HeliosDecode", vae=["1", 0]),
+    },
     "HeliosLoraLoader": {
         "1": _node("HeliosModelLoader", model="Helios-Distilled"),
         "2": _node("HeliosLoraLoader", model=["1", 0], lora_name=LORA, strength=1.0),

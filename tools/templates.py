@@ -9,40 +9,32 @@ from .template_layout import Column, Group, Note
 
 BLUE, GREEN, YELLOW, TEAL, RED = "#3f789e", "#8A8", "#b58b2a", "#8AA", "#A88"
 
+# Every link goes from a column to one on its right.
 COLUMNS = (
     Column(width=440),
     Column(
         width=400,
         groups=(
-            Group("Model", BLUE, ("HeliosModelLoader", "HeliosTextEncoderLoader", "HeliosVAELoader")),
-            Group(
-                "Start and size",
-                GREEN,
-                ("LoadImage", "LoadVideo", "HeliosEmptyHistory", "HeliosImageHistory", "HeliosVideoHistory"),
-            ),
+            Group("Model", BLUE, ("HeliosLoadModel",)),
+            Group("Input", GREEN, ("LoadImage", "LoadVideo")),
+            Group("Steps", TEAL, ("HeliosBaseSampler", "HeliosPyramidSampler", "HeliosDMDSampler")),
         ),
     ),
     Column(
         width=440,
         groups=(
-            Group("Prompt", YELLOW, ("CLIPTextEncode", "HeliosPromptSchedule")),
-            Group("Steps", TEAL, ("HeliosBaseSampler", "HeliosPyramidSampler", "HeliosDMDSampler")),
+            Group("Prompt", YELLOW, ("CLIPTextEncode",)),
+            Group("Start and size", GREEN, ("HeliosEmptyHistory", "HeliosImageHistory", "HeliosVideoHistory")),
         ),
     ),
-    Column(
-        width=400,
-        groups=(
-            Group(
-                "Chunks",
-                BLUE,
-                ("HeliosSampleChunk", "HeliosChunkChain", "LatentConcat", "HeliosDecode", "BatchImagesNode"),
-            ),
-        ),
-    ),
+    Column(width=400, groups=(Group("Schedule", YELLOW, ("HeliosPromptSchedule",)),)),
+    Column(width=400, groups=(Group("Chunks", BLUE, ("HeliosSampleChunk", "HeliosChunkChain")),)),
+    Column(width=400, groups=(Group("Frames", BLUE, ("LatentConcat", "HeliosDecode", "BatchImagesNode")),)),
     Column(width=440, groups=(Group("Video", RED, ("HeliosRenderVideo", "CreateVideo", "SaveVideo")),)),
 )
 # Room for a paragraph, the film strip of a running take, and the finished video.
 HEIGHTS = {
+    "HeliosLoadModel": 300.0,
     "CLIPTextEncode": 160.0,
     "LoadImage": 360.0,
     "LoadVideo": 360.0,
@@ -66,47 +58,25 @@ def note(title: str, text: str, column: int = 0, height: float = 200.0) -> Note:
 
 
 def weights(variant: str) -> Note:
-    """Where the files of a released variant go."""
+    """How to begin: what runs at once, and how the released model comes here."""
     return note(
         "Before the first run",
         f"""
-        ## 1. Get the model
+        ## 1. Press Run
 
-        Run the node **Helios Download Model** once, or download the whole folder \
-        [BestWishYsh/Helios-{variant}](https://huggingface.co/BestWishYsh/Helios-{variant}):
+        It runs on whatever is there. **Helios Load Model** says which model that is; without weights it is a small \
+        one that comes with the nodes and shows that everything works.
+
+        ## 2. Get the model
+
+        Press **Download Helios-{variant}** in the node Helios Load Model. It is 80 GB. Or download the whole folder \
+        [BestWishYsh/Helios-{variant}](https://huggingface.co/BestWishYsh/Helios-{variant}) yourself:
 
         > hf download BestWishYsh/Helios-{variant} --local-dir models/diffusers/Helios-{variant}
 
-        It is 80 GB and must look like this in ComfyUI's folder:
-
-        ```
-        models/diffusers/Helios-{variant}/
-            transformer/
-            text_encoder/
-            tokenizer/
-            vae/
-            model_index.json
-        ```
-
-        ## 2. Press R, then Run
-
-        R refreshes the lists. Model, text encoder and VAE all come from this one folder.
+        Then press R, and Run again.
         """,
-        height=380,
-    )
-
-
-def trial(variant: str) -> Note:
-    """What to do where no weights are."""
-    return note(
-        "No weights yet?",
-        f"""
-        ## Try it at once
-
-        Choose **helios-tiny-{variant}** in the three loaders. It needs no download and runs on any machine. \
-        Its weights are random, so it shows that everything works, in moving patterns.
-        """,
-        height=130,
+        height=330,
     )
 
 
@@ -148,10 +118,11 @@ def changes(variant: str, task: str) -> Note:
         + "- **Prompt**: one flowing paragraph works best, with subject, action, setting, light and camera.\n"
         "- **num_chunks**: the length. A chunk is 33 frames, 1.4 seconds; 44 chunks are a minute.\n"
         "- **seed**: another number gives another video, the same number the same video.\n"
-        f"- **width, height**: {SIZES[variant]}. The model was trained at 640 x 384.\n"
+        "- **width, height**: come from the model, 640 x 384 for released ones. Remove the two links to type others, "
+        f"{SIZES[variant]}.\n"
         f"- **steps**: {STEPS[variant]}\n"
         f"- **cfg**: {GUIDANCE[variant]}",
-        height=270 if task == "t2v" else 330,
+        height=290 if task == "t2v" else 350,
     )
 
 
@@ -160,7 +131,7 @@ def released(variant: str, task: str) -> Template:
     return Template(
         f"helios_{variant.lower()}_{task}",
         f"Helios {variant} - {TASKS[task][0]}",
-        (weights(variant), trial(variant.lower()), changes(variant, task)),
+        (weights(variant), changes(variant, task)),
     )
 
 
@@ -171,7 +142,6 @@ TEMPLATES = (
         "Helios Distilled - Interactive Prompts",
         (
             weights("Distilled"),
-            trial("distilled"),
             note(
                 "What to change",
                 """
@@ -193,7 +163,6 @@ TEMPLATES = (
         "Helios Distilled - Long Video",
         (
             weights("Distilled"),
-            trial("distilled"),
             note(
                 "What to change",
                 """
@@ -216,7 +185,6 @@ TEMPLATES = (
         "Helios Distilled - Chunks by Hand",
         (
             weights("Distilled"),
-            trial("distilled"),
             note(
                 "What to change",
                 """

@@ -17,6 +17,8 @@ from .mapped import map_file
 
 LONGEST_NAME = 255  # of most file systems
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+TEXT_WEIGHTS_NAME = "model.safetensors"
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 PIPELINE_CLASSES = {variant.pipeline_class for variant in VARIANTS.values()}
 
 
@@ -61,6 +63,30 @@ def open_folder(path: str | Path) -> ReleasedFolder:
         scheduler=read_json(path / "scheduler" / "scheduler_config.json"),
         is_cfg_zero_star=bool(index.get("is_cfg_zero_star", False)),
     )
+
+
+def missing_files(path: Path) -> list[str]:
+    """The files that a released folder lacks, named from the folder on; nothing is read but indices.
+
+    A tokenizer is there with either of its two files.
+    """
+    wanted = ["model_index.json", "scheduler/scheduler_config.json"]
+    for part, stem in (("transformer", WEIGHTS_NAME), ("text_encoder", TEXT_WEIGHTS_NAME), ("vae", WEIGHTS_NAME)):
+        wanted += [f"{part}/config.json", *(f"{part}/{name}" for name in _weight_names(path / part, stem))]
+    if not any((path / "tokenizer" / name).is_file() for name in TOKENIZER_FILES):
+        wanted.append(f"tokenizer/{TOKENIZER_FILES[0]}")
+    return [name for name in wanted if not (path / name).is_file()]
+
+
+def _weight_names(folder: Path, stem: str) -> list[str]:
+    """The shards that a component's index names; the single file where there is no index that can be read."""
+    index = f"{stem}.index.json"
+    if not (folder / index).is_file():
+        return [stem]
+    try:
+        return sorted({name for name in read_json(folder / index)["weight_map"].values() if _is_file_name(name)})
+    except (HeliosError, LookupError, AttributeError, TypeError):
+        return [stem]
 
 
 def read_json(path: Path) -> dict[str, Any]:

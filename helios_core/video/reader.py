@@ -11,6 +11,8 @@ from typing import Any
 
 import av
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..errors import HeliosError, reason
 
@@ -106,6 +108,12 @@ class VideoReader:
             self._times = (time, new)
         else:
             self._times = (time, 0.0)
+
+
+def read_video(path: str | Path) -> Tensor:
+    """All frames of a file, uint8 [F,H,W,3]; holds them in memory. HeliosError where it cannot."""
+    with VideoReader(path) as reader:
+        return torch.stack([torch.from_numpy(frame) for frame in reader])
 
 
 @contextlib.contextmanager

@@ -17,6 +17,9 @@ from .sockets import check_text
 
 DIFFUSERS = "diffusers"
 SINGLE_FILES = (".safetensors", ".sft")
+# Models that come with the pack: trained ones as folders of it, helios-tiny written when it is first asked for.
+SMALL_PREFIX = "helios-small-"
+SMALL_FOLDER = Path(__file__).resolve().parents[2] / "models" / "helios-small"
 TINY_PREFIX = "helios-tiny-"
 TINY_NAMES = tuple(TINY_PREFIX + variant for variant in VARIANTS)
 # The fastest first.
@@ -26,12 +29,12 @@ log = logging.getLogger(__name__)
 
 
 def choices(kind: str) -> list[str]:
-    """Helios folders under models/diffusers, single files under models/``kind``, helios-tiny, released models.
+    """Helios folders under models/diffusers, files under models/``kind``, models of the pack, released models.
 
     Released names that are not installed stay choosable so that a shared workflow opens intact; running one is
     refused with what to download.
     """
-    return list(dict.fromkeys([*installed_folders(), *single_files(kind), *TINY_NAMES, *RELEASED]))
+    return list(dict.fromkeys([*installed_folders(), *single_files(kind), *small_folders(), *TINY_NAMES, *RELEASED]))
 
 
 def default_choice(kind: str) -> str:
@@ -59,16 +62,27 @@ def installed_folders() -> dict[str, Path]:
     return found
 
 
+def small_folders() -> dict[str, Path]:
+    """The trained models that come with the pack, by name."""
+    found = {SMALL_PREFIX + variant: SMALL_FOLDER / variant for variant in VARIANTS}
+    return {name: folder for name, folder in found.items() if _is_helios(folder)}
+
+
+def model_folders() -> dict[str, Path]:
+    """Every Helios folder that is there, by name; one of the user's wins over one of the pack."""
+    return {**small_folders(), **installed_folders()}
+
+
 def check_installed(name: str | None, kind: str) -> str | None:
     """Why ``name`` cannot be loaded, in one sentence; None where it can."""
     if not isinstance(name, str):
         return f"model {shortened(name)} is not a name; choose one from the list."
-    if name in TINY_NAMES or name in installed_folders() or name in single_files(kind):
+    if name in TINY_NAMES or name in model_folders() or name in single_files(kind):
         return None
     if name in RELEASED:
         return (
             f"{name} is not installed: download https://huggingface.co/{RELEASED[name]} into "
-            f"models/diffusers/{name} (the node Helios Download Model does), or choose {TINY_PREFIX}{DEFAULT.name} "
+            f"models/diffusers/{name} (the button in Helios Load Model does it), or choose {TINY_PREFIX}{DEFAULT.name} "
             "to try the workflow with random weights."
         )
     return (
@@ -88,7 +102,7 @@ def resolve(name: str, kind: str) -> Path:
         raise HeliosError(problem)
     if name in single_files(kind):
         return Path(folder_paths.get_full_path_or_raise(kind, name))
-    folder = installed_folders().get(name)
+    folder = model_folders().get(name)
     if folder is None:
         folder = write_tiny(diffusers_folder() / name, name.removeprefix(TINY_PREFIX))
     if name in TINY_NAMES:

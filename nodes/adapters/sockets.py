@@ -9,6 +9,7 @@ from typing import Any
 
 import comfy.samplers
 from comfy_api.latest import io
+from comfy_api.latest._io import WidgetInput
 from torch import Tensor
 
 from ...helios_core.errors import HeliosError, shortened
@@ -63,12 +64,17 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     @functools.wraps(execute)
     def wrapper(cls: type[io.ComfyNode], **values: Any) -> Any:
         for declared in cls.define_schema().inputs:
-            if declared.id in values and not (declared.optional and values[declared.id] is None):
+            if declared.id in values and not _is_absent(declared, values[declared.id]):
                 check_value(declared.id, declared.get_io_type(), values[declared.id])
         return execute(cls, **values)
 
     node.execute = classmethod(wrapper)  # type: ignore[method-assign, assignment]
     return node
+
+
+def _is_absent(declared: io.Input, value: Any) -> bool:
+    """Whether an optional socket was given nothing; a widget that is left out is not among the values at all."""
+    return value is None and declared.optional and not isinstance(declared, WidgetInput)
 
 
 def check_value(name: str, types: str, value: Any) -> None:

@@ -7,9 +7,9 @@ import torch
 from helios_comfy_graphs import film, node
 from PIL import Image
 
-from helios_core.video.reader import VideoReader
+from helios_core.video.reader import VideoReader, read_video
 from helios_core.video.remux import finish_video
-from helios_core.video.writer import VideoWriter, read_video
+from helios_core.video.segments import VideoSettings, encode_segment
 from helios_setup.errors import ExecutionFailedError, PromptRejectedError
 from helios_setup.server import output_files
 
@@ -24,8 +24,8 @@ def clip(comfy):
     path = comfy.log_file.parent / "input" / "numbers.mp4"
     numbers = np.arange(CHUNK * CHUNKS)
     stripes = (((numbers[:, None] >> np.arange(6)) & 1) * 200 + 20).astype(np.uint8).repeat(16, axis=1)
-    with VideoWriter(silent, 64, 96, RATE) as writer:
-        writer.write(np.broadcast_to(stripes[:, :, None, None], (len(numbers), 96, 64, 3)))
+    frames = torch.from_numpy(stripes)[:, :, None, None].expand(-1, -1, 64, 3).contiguous()
+    silent.write_bytes(encode_segment(frames, VideoSettings(64, 96, RATE)))
     times = np.arange(len(numbers) * SOUND_RATE // RATE) / SOUND_RATE
     tone = 0.5 * np.sin(times * 2 * np.pi * 440) * ((times >= 1.0) & (times < 1.5))
     finish_video(silent, path, {"waveform": torch.from_numpy(tone).float()[None, None], "sample_rate": SOUND_RATE})

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("cv2", reason="OpenCV is not installed: pip install opencv-python-headless")
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
@@ -11,7 +12,7 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 from helios_comfy_graphs import node
 
 from helios_core.video.drift.report import report_file
-from helios_core.video.writer import VideoWriter
+from helios_core.video.segments import VideoSettings, encode_segment
 from helios_setup.errors import PromptRejectedError
 from helios_setup.server import output_files
 
@@ -23,9 +24,8 @@ def clip(comfy):
     """A texture that moves and grows darker, under the name that Load Video lists."""
     path = comfy.log_file.parent / "input" / "darker.mp4"
     still = np.random.default_rng(3).uniform(90, 200, (8, 12, 1)).repeat(8, 0).repeat(8, 1) * [1, 0.9, 0.8]
-    with VideoWriter(path, 96, 64) as writer:
-        for i in range(FRAMES):
-            writer.write(np.roll(still - 30 * i / FRAMES, i, axis=1).astype(np.uint8)[None])
+    frames = np.stack([np.roll(still - 30 * i / FRAMES, i, axis=1).astype(np.uint8) for i in range(FRAMES)])
+    path.write_bytes(encode_segment(torch.from_numpy(frames), VideoSettings(96, 64)))
     return path
 
 

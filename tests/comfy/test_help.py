@@ -30,6 +30,7 @@ HISTORY_NOISE = {"noise_sigma_min": 0.111, "noise_sigma_max": 0.135, "seed": 0, 
 CHUNK = {"cfg": 1.0, "seed": 0}
 STAGES = {"stage_range": "", "gamma": "1/3"}
 RELEASED: dict[str, dict[str, Any]] = {
+    "HeliosLoadModel": {"model": "distilled", "weight_dtype": "default", "attention": "auto"},
     "HeliosModelLoader": {"weight_dtype": "default", "attention": "auto", "variant": "auto"},
     "HeliosDownloadModel": {"variant": "distilled"},
     "HeliosLoraLoader": {"strength": 1.0},
@@ -54,6 +55,7 @@ RELEASED: dict[str, dict[str, Any]] = {
     "HeliosAntiDrift": {"threshold": 0.15, "strength": 0.1, "momentum": 0.9},
 }
 ADVANCED = {
+    "HeliosLoadModel": {"weight_dtype", "attention"},
     "HeliosModelLoader": {"weight_dtype", "attention", "variant"},
     "HeliosImageHistory": {"noise_sigma_min", "noise_sigma_max", "skip_first_chunk"},
     "HeliosVideoHistory": {"noise_sigma_min", "noise_sigma_max", "skip_first_chunk"},

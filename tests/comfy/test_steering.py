@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 from helios_core.take.history_file import load_history
 from helios_core.video.colour import anchored
-from helios_core.video.writer import VideoWriter, read_video
+from helios_core.video.reader import read_video
+from helios_core.video.segments import VideoSettings, encode_segment
 from helios_setup.errors import PromptRejectedError
 from helios_setup.server import failure, output_files
 
@@ -114,8 +115,7 @@ def test_held_colours_are_the_librarys(comfy):
     frames = np.random.default_rng(5).integers(60, 200, (1, 16, 24, 3), dtype=np.uint8).repeat(30, axis=0)
     frames = np.stack([frame - i for i, frame in enumerate(frames)])
     path = comfy.log_file.parent / "input" / "darkens.mp4"
-    with VideoWriter(path, 24, 16, crf=0) as writer:
-        writer.write(frames)
+    path.write_bytes(encode_segment(torch.from_numpy(frames), VideoSettings(24, 16, crf=0)))
     graph = {
         "load": node("LoadVideo", file="darkens.mp4"),
         "parts": node("GetVideoComponents", video=["load", 0]),

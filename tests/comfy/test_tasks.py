@@ -211,11 +211,17 @@ def refused(comfy, graph) -> str:
         ("helios_distilled_interactive", "HeliosPromptSchedule", {"first_chunks": "0, 9, 7"}, "row at chunk 7 follows"),
         ("helios_distilled_interactive", "HeliosPromptSchedule", {"first_chunks": "0, 7"}, "has 2 numbers for 3 rows"),
         ("helios_distilled_interactive", "HeliosPromptSchedule", {"first_chunks": "0, x, 7"}, "not a list of chunk"),
-        ("helios_base_t2v", "HeliosModelLoader", {"model": "helios-tiny-distilled"}, "sampler is for base"),
-        ("helios_mid_t2v", "HeliosPyramidSampler", {"steps": "3, 3"}, None),
+        ("helios_base_t2v", "HeliosLoadModel", {"model": "helios-tiny-distilled"}, "sampler is for base"),
+        ("helios_mid_t2v", "HeliosPyramidSampler", {"steps": "3, 3"}, "give 3 numbers"),
+        ("helios_mid_t2v", "HeliosPyramidSampler", {"steps": "3, 3", "stage_range": "0, 0.5, 1"}, None),
         ("helios_mid_t2v", "HeliosPyramidSampler", {"stage_range": "0, 1"}, "does not fit stages=3"),
         ("helios_mid_t2v", "HeliosPyramidSampler", {"steps": "a, b"}, "is not a list of numbers"),
-        ("helios_mid_t2v", "HeliosPyramidSampler", {"steps": "1, 1, 1, 1"}, "use 128"),
+        (
+            "helios_mid_t2v",
+            "HeliosPyramidSampler",
+            {"steps": "1, 1, 1, 1", "stage_range": "0, 0.25, 0.5, 0.75, 1"},
+            "use 128",
+        ),
         ("helios_mid_t2v", "HeliosPyramidSampler", {"gamma": "1/0"}, "gamma='1/0' is not a number"),
         ("helios_mid_t2v", "HeliosPyramidSampler", {"gamma": "0.5"}, "at most 1/3"),
     ],
@@ -226,7 +232,7 @@ def test_bad_input_is_refused_in_one_sentence(comfy, name, kind, changes, messag
     graph[find(graph, kind)]["inputs"].update(changes)
     told = refused(comfy, graph)
     if message is None:
-        assert told is None, "two stages are allowed"
+        assert told is None, "two stages are allowed where their bounds are given"
     else:
         assert message in told and "\n" not in told.strip()
 

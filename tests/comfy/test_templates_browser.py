@@ -13,7 +13,7 @@ from helios_tools import frontend as browser
 from helios_tools.templates import TEMPLATES
 
 from helios_setup.paths import API_WORKFLOWS, PACK_NAME, ROOT
-from helios_setup.server import ComfyServer
+from helios_setup.server import ComfyServer, failure, output_files
 
 WORKFLOWS = ROOT / "workflows"
 # More would make the template browser slow to fill.
@@ -53,6 +53,40 @@ def test_template_queues_its_api_graph(frontend: Any, template: Any) -> None:
     # What the graph leaves to core's defaults, and nothing else, may come on top.
     frontend.load_api(graph, template.api)
     assert prompt == frontend.prompt()
+
+
+def press_run(frontend: Any) -> dict[str, Any]:
+    """What the server answers to a press of the Run button."""
+    with frontend.page.expect_response(lambda response: response.url.endswith("/prompt")) as answer:
+        frontend.page.get_by_test_id("queue-button").click()
+    assert answer.value.status == 200, answer.value.text()
+    return answer.value.json()
+
+
+# In one design: both queue the same graphs, as the test above shows, and each is worked at until it stops.
+@pytest.mark.parametrize("frontend", [True], ids=["new-design"], indirect=True)
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.api)
+def test_first_press_of_run_is_accepted(frontend: Any, comfy: ComfyServer, template: Any) -> None:
+    """On a machine without weights, with nothing changed: what a new user does first."""
+    frontend.load_template(read(WORKFLOWS / f"{template.title}.json"), template.title)
+    queued = press_run(frontend)
+    comfy.interrupt()
+    assert not queued["node_errors"]
+    ended = failure(comfy.wait(queued["prompt_id"]))
+    assert ended is None or ended.startswith("Interrupted")
+    assert frontend.errors == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.api)
+def test_first_press_of_run_gives_a_video(comfy: ComfyServer, chromium: str, template: Any) -> None:
+    with browser.open_frontend(comfy.url, chromium) as frontend:
+        frontend.load_template(read(WORKFLOWS / f"{template.title}.json"), template.title)
+        entry = comfy.wait(press_run(frontend)["prompt_id"], timeout=3600)
+        assert failure(entry) is None
+        (video,) = output_files(entry, comfy.log_file.parent / "output")
+        assert video.suffix == ".mp4" and video.stat().st_size
+        assert frontend.errors == []
 
 
 def test_broken_template_is_noticed(frontend: Any) -> None:

@@ -23,8 +23,8 @@ from helios_core.errors import HeliosError
 from helios_core.video.drift.meter import DriftMeter
 from helios_core.video.drift.plot import picture
 from helios_core.video.drift.report import report_file, report_frames, seam_strengths
-from helios_core.video.reader import VideoReader
-from helios_core.video.writer import VideoWriter, read_video
+from helios_core.video.reader import VideoReader, read_video
+from helios_core.video.segments import VideoSettings, encode_segment
 
 CAR = Path(__file__).resolve().parents[3] / "shared" / "media" / "car.mp4"
 CHUNKS, CHUNK = 44, 11  # of 11 frames, so that a film of 44 is quickly measured
@@ -165,9 +165,7 @@ def test_hue_drifts_the_short_way_round():
 
 
 def write(path, frames, width=WIDTH, height=HEIGHT):
-    with VideoWriter(path, width, height) as writer:
-        for frame in frames:
-            writer.write(frame[None])
+    path.write_bytes(encode_segment(torch.from_numpy(np.stack(list(frames))), VideoSettings(width, height)))
     return path
 
 
