@@ -11,7 +11,7 @@ from .adapters.model import HISTORY_KEY
 HistoryType = io.Custom("HELIOS_HISTORY")
 
 # The released size; the step is what a 3-stage pyramid needs.
-DEFAULT_WIDTH, DEFAULT_HEIGHT = 640, 384
+DEFAULT_WIDTH, DEFAULT_HEIGHT = RELEASED_SIZE
 SIZE_STEP = 16
 MAX_SIZE = 4096
 MAX_SEED = 0xFFFFFFFFFFFFFFFF

@@ -184,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("generate", help="make a video from a prompt")
-    command.add_argument("--model", type=Path, help="released Helios folder (default: a small one that comes with the pack)")
+    command.add_argument("--model", type=Path, help="released Helios folder (default: a small one of the pack)")
     command.add_argument("--prompt", required=True)
     command.add_argument("--negative-prompt")
     command.add_argument("--seconds", type=float, default=5.0, help="length, rounded up to whole chunks of 33 frames")
