@@ -79,10 +79,10 @@ def comfyui(tree: Path, base: Path, width: int, height: int, chunks: int) -> tup
 
 
 def command_line(model: Path, folder: Path, width: int, height: int, chunks: int) -> tuple[float, float]:
-    """Peak MiB of ``python -m helios_core generate --take``, and the seconds it took."""
+    """Peak MiB of ``python -m helios_core generate``, and the seconds it took."""
     command = [sys.executable, "-m", "helios_core", "generate", "--prompt", "a boat", "--model", str(model)]
     command += ["--width", str(width), "--height", str(height), "--seconds", str(chunks * CHUNK_SECONDS)]
-    command += ["--steps", "1", "1", "1", "--take", "film", "--output", str(folder / f"cli{chunks}.mp4")]
+    command += ["--steps", "1", "1", "1", "--output", str(folder / f"cli{chunks}.mp4")]
     command += ["--store", str(folder / f"store{chunks}")]
     started, peak = time.monotonic(), 0.0
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:

@@ -8,8 +8,9 @@ from .errors import HeliosError
 
 if TYPE_CHECKING:
     from .pipeline import HeliosPipeline
+    from .take.anti_drift import AntiDrift
 
-__all__ = ["HeliosError", "HeliosPipeline"]
+__all__ = ["AntiDrift", "HeliosError", "HeliosPipeline"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from .pipeline import HeliosPipeline
 
         return HeliosPipeline
+    if name == "AntiDrift":
+        from .take.anti_drift import AntiDrift
+
+        return AntiDrift
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -25,6 +25,7 @@ from .networks.text import TextEncoder
 from .networks.transformer import HeliosTransformer
 from .networks.vae import WanVAE
 from .samplers import ChunkSampler, OnStep, SchedulerConfig, sampler_of
+from .take.anti_drift import AntiDrift
 from .take.chunk import Chunk
 from .take.film import Film, check_film, chunk_count
 from .take.fingerprint import fingerprint, folder_fingerprint
@@ -188,11 +189,13 @@ class HeliosPipeline:
         image_noise_sigma_max: float = NoiseRange.high,
         generator: torch.Generator | None = None,
         seed_changes: str | SeedChanges = (),
+        anti_drift: AntiDrift | None = None,
         on_step: Callable[[int], OnStep] | None = None,
         output_type: str | None = None,
         take: Take | None = None,
     ) -> Iterator[Chunk]:
-        """Yields a :class:`Chunk` as soon as it is finished; memory does not grow with the clip.
+        """Yields a :class:`Chunk` as soon as it is finished; memory does not grow with the clip. Arguments are checked,
+        and prompts encoded, by the call itself.
 
         Args:
             prompt: a string, or a list of strings for a batch.
@@ -214,6 +217,7 @@ class HeliosPipeline:
             image_noise_sigma_min, image_noise_sigma_max: noise mixed into image and video history.
             generator: a torch.Generator; a fresh CPU generator seeded with 0 where absent.
             seed_changes: ``"7: 123"`` seeds the generator anew with 123 at chunk 7.
+            anti_drift: noises the history of chunks that depart from the film so far; None: never, as the reference.
             on_step: ``on_step(chunk)`` returns the callback for that chunk's steps.
             output_type: ``uint8`` (the default), or ``latent`` for no frames.
             take: keeps finished chunks on disk, and samples none that is there.
@@ -249,8 +253,7 @@ class HeliosPipeline:
         if media is not None:
             with self._vae_on_device() as vae:
                 begin, shown = (video_history, media) if image is None else (image_history, media[:, :, 0])
-                shown = shown.to(self.device, vae.dtype)
-                history = begin(shown, vae.encode, vae.normalise, generator, noise=noise)
+                history = begin(shown.to(self.device, vae.dtype), vae.encode, vae.normalise, generator, noise=noise)
             history = history.repeated(batch // media.shape[0])
         check_film(sampler, history, num_chunks)
         source = TransformerChunks(
@@ -266,12 +269,19 @@ class HeliosPipeline:
             on_step=on_step,
         )
         # The caller's generator may be in any state: the film continues it as it would a chunk's.
-        start = replace(history, skip_first_chunk=is_skip_first_chunk, seed=None, random_state=generator.get_state())
-        for chunk in Film(source, start, num_chunks, None, changes).chunks(take):
+        begun = replace(history, seed=None, random_state=generator.get_state())
+        start = replace(begun, skip_first_chunk=is_skip_first_chunk, anti_drift=anti_drift)
+        chunks = Film(source, start, num_chunks, None, changes).chunks(take)
+        return self._finished(chunks, generator, decode=output_type != "latent")
+
+    @torch.no_grad()
+    def _finished(self, chunks: Iterator[Chunk], generator: torch.Generator, decode: bool) -> Iterator[Chunk]:
+        """The film's chunks as callers get them; ``generator`` is left as after the last one."""
+        for chunk in chunks:
             assert chunk.history.random_state is not None
             generator.set_state(chunk.history.random_state)
             latents = chunk.latents.to(self.device)
-            frames = None if output_type == "latent" else as_output(self.decode(latents), "uint8")
+            frames = as_output(self.decode(latents), "uint8") if decode else None
             yield replace(chunk, latents=latents, frames=frames)
 
     @torch.no_grad()
@@ -290,11 +300,8 @@ class HeliosPipeline:
             latents.append(chunk.latents)
             if output_type != "latent":
                 frames.append(as_output(self.decode(chunk.latents), output_type))
-        joined = torch.cat(latents, dim=2)
-        if not frames:
-            return HeliosOutput(None, joined)
         concatenate = np.concatenate if output_type == "np" else torch.cat
-        return HeliosOutput(concatenate(frames, 1), joined)
+        return HeliosOutput(concatenate(frames, 1) if frames else None, torch.cat(latents, dim=2))
 
     def fingerprint(self, *parts: str) -> str:
         """Identity of the weights and settings in subfolders of the released folder.

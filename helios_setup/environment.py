@@ -135,7 +135,7 @@ def install_packages(tree: Path) -> None:
     run_pip(f"Installing {', '.join(TORCH_SET)} ({torch_download()})", "install", *TORCH_SET)
     run_pip(
         "Installing ComfyUI's requirements, helios_core and the test tools",
-        *("install", "-c", str(constraints), "-r", str(requirements), "-e", f"{ROOT}[headless,test]"),
+        *("install", "-c", str(constraints), "-r", str(requirements), "-e", f"{ROOT}[drift,headless,test]"),
     )
 
 

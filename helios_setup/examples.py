@@ -12,9 +12,10 @@ def write_examples(folder: Path) -> None:
     """Write the image and the clip to a ComfyUI input folder, keeping files that are there."""
     # Inside the function: run.py imports this package before they are installed.
     import numpy as np
+    import torch
     from PIL import Image
 
-    from helios_core.video.writer import VideoWriter
+    from helios_core.video.segments import VideoSettings, encode_segment
 
     folder.mkdir(parents=True, exist_ok=True)
     t, y, x = np.meshgrid(np.arange(FRAMES), np.arange(HEIGHT), np.arange(WIDTH), indexing="ij")
@@ -23,5 +24,4 @@ def write_examples(folder: Path) -> None:
     if not (folder / IMAGE).exists():
         Image.fromarray(frames[0]).save(folder / IMAGE)
     if not (folder / CLIP).exists():
-        with VideoWriter(folder / CLIP, WIDTH, HEIGHT) as writer:
-            writer.write(frames)
+        (folder / CLIP).write_bytes(encode_segment(torch.from_numpy(frames), VideoSettings(WIDTH, HEIGHT)))

@@ -7,6 +7,7 @@ from .adapters.prompt_graph import keep_prompt
 from .adapters.sockets import checked
 from .chunks import HeliosChunkChain, HeliosDecode, HeliosSampleChunk
 from .download import HeliosDownloadModel
+from .drift import HeliosDriftReport
 from .history import HeliosApplyHistory, HeliosEmptyHistory
 from .history_files import HeliosLoadHistory, HeliosSaveHistory
 from .live.model_routes import register_model_routes
@@ -17,6 +18,7 @@ from .prompts import HeliosPromptSchedule, HeliosPromptScheduleText
 from .reference_histories import HeliosImageHistory, HeliosVideoHistory
 from .render import HeliosRenderVideo
 from .samplers import HeliosBaseSampler, HeliosDMDSampler, HeliosPyramidSampler
+from .steering import HeliosAnchorHistory, HeliosAntiDrift, HeliosColourAnchor
 
 
 class HeliosExtension(ComfyExtension):
@@ -48,6 +50,10 @@ class HeliosExtension(ComfyExtension):
             HeliosChunkChain,
             HeliosDecode,
             HeliosRenderVideo,
+            HeliosDriftReport,
+            HeliosAntiDrift,
+            HeliosAnchorHistory,
+            HeliosColourAnchor,
         ]
         return [checked(node) for node in nodes]
 

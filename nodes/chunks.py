@@ -148,7 +148,7 @@ class HeliosChunkChain(io.ComfyNode):
             record = None
             if take:
                 settings = manifest_settings(history, seed, num_chunks, cls.hidden.prompt, changes)
-                record = entered.enter_context(Take(output_store(), take, settings))
+                record = entered.enter_context(Take(output_store(), take, settings | report.feed.remembered()))
             for chunk in film.chunks(record):
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 report.finished(chunk)

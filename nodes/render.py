@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from ..helios_core.take.chunk import Chunk
 from ..helios_core.take.film import Film
 from ..helios_core.take.render import render_film
 from ..helios_core.take.seed_changes import parse_seed_changes
-from ..helios_core.take.take import Take, check_name
+from ..helios_core.take.take import Take, check_name, name_for
 from ..helios_core.video.audio import check_audio
 from ..helios_core.video.growing import PARTIAL_SUFFIX
-from ..helios_core.video.segments import VideoSettings
+from ..helios_core.video.segments import CODECS, VideoSettings
 from .adapters.chunk_source import NodeChunks
 from .adapters.graph_checks import check_node
 from .adapters.identity import vae_identity
@@ -42,7 +41,6 @@ from .history import HistoryType
 from .live.events import TakeFeed
 from .live.report import RenderReport
 
-CODECS = ("h264", "hevc")
 MAX_TRIES = 1000
 
 
@@ -157,13 +155,15 @@ class HeliosRenderVideo(io.ComfyNode):
         source = NodeChunks(model, positive, negative, cfg, sampler, history, num_chunks)
         film = Film(source, history, num_chunks, seed, changes)
         key = film.first_key
-        named = take or take_name(target.name, key)
+        named = take or name_for(target.name, f"-{key[:8]}")
         store = output_store()
-        record = Take(store, named, manifest_settings(history, seed, num_chunks, cls.hidden.prompt, changes), resume)
         report = RenderReport(source, history, fps)
+        report.feed = TakeFeed(report.progress, history, seed, changes, named, cls.hidden, store)
+        settings_kept = manifest_settings(history, seed, num_chunks, cls.hidden.prompt, changes)
+        record = Take(store, named, settings_kept | report.feed.remembered(), resume)
         # "take-": core would read eight digits after the name as the number of a finished file.
         growing = target.folder / f"{target.name}_take-{key[:8]}{PARTIAL_SUFFIX}"
-        with TakeFeed(report.progress, history, seed, changes, named, cls.hidden, store) as report.feed:
+        with report.feed:
             path, history = render_film(
                 _interruptible(film.chunks(record)),
                 record,
@@ -176,6 +176,7 @@ class HeliosRenderVideo(io.ComfyNode):
                 audio,
                 cls._metadata(),
             )
+            report.feed.published(path)
         saved = ui.SavedResult(path.name, target.subfolder, io.FolderType.output)
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)), history, ui=ui.PreviewVideo([saved]))
 
@@ -193,11 +194,6 @@ def _interruptible(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
     for chunk in chunks:
         comfy.model_management.throw_exception_if_processing_interrupted()
         yield chunk
-
-
-def take_name(file_name: str, key: str) -> str:
-    """A take's name from a file's, which may hold other characters."""
-    return re.sub(r"[^\w\-. ]", "_", file_name).strip(" .")[:80] + f"-{key[:8]}"
 
 
 def decoded(vae: Any, latents: Tensor) -> Tensor:

@@ -88,6 +88,27 @@ GRAPHS: dict[str, dict[str, dict[str, Any]]] = {
         "1": _node("HeliosLoadHistory", file="helios_history/take_00001_.safetensors [output]"),
         "2": _node("HeliosChunkChain", history=["1", 0], num_chunks=3),
     },
+    "HeliosDriftReport": {
+        "1": _node("HeliosRenderVideo", num_chunks=44),
+        "2": _node("HeliosDriftReport", video=["1", 0], prompt_changes="7, 14"),
+        "3": _node("PreviewImage", images=["2", 0]),
+        "4": _node("PreviewAny", source=["2", 2]),
+    },
+    "HeliosAntiDrift": {
+        "1": _node("HeliosEmptyHistory", width=640, height=384, batch_size=1),
+        "2": _node("HeliosAntiDrift", history=["1", 0]),
+        "3": _node("HeliosRenderVideo", history=["2", 0], num_chunks=44),
+    },
+    "HeliosAnchorHistory": {
+        "1": _node("HeliosSampleChunk"),
+        "2": _node("HeliosAnchorHistory", history=["1", 1]),
+        "3": _node("HeliosChunkChain", history=["2", 0], num_chunks=6),
+    },
+    "HeliosColourAnchor": {
+        "1": _node("HeliosDecode"),
+        "2": _node("HeliosColourAnchor", images=["1", 0]),
+        "3": _node("CreateVideo", images=["2", 0], fps=24.0),
+    },
     "HeliosPromptScheduleText": {
         "1": _node("HeliosTextEncoderLoader", text_encoder="Helios-Distilled"),
         "2": _node(

@@ -84,7 +84,7 @@ class Batch:
 class Drops:
     """How often a sample is text to video (no history at all) or image to video (only its last frame)."""
 
-    text_to_video: float = 0.3
+    text_to_video: float = 0.45
     image_to_video: float = 0.1
     caption: float = 0.1
     exact: float = 0.1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import sys
 import tempfile
@@ -17,18 +18,18 @@ from ..checkpoint.streaming import OFFLOADS
 from ..errors import HeliosError, shortened
 from ..networks.transformer import ATTENTION_NAMES
 from ..pipeline import HeliosPipeline
+from ..take.anti_drift import SETTINGS, AntiDrift
 from ..take.film import MOST_CHUNKS, chunk_count
 from ..take.progress import TerminalBar
 from ..take.render import render_film
 from ..take.seed_changes import MAX_SEED
 from ..take.store import CHUNK_SUFFIX, FOLDER_NAME, ChunkStore
-from ..take.take import Take
+from ..take.take import Take, name_for
 from ..variants import CHUNK_FRAMES, DEFAULT, VARIANTS
 from ..video.frames import frames_to_uint8
 from ..video.growing import PARTIAL_SUFFIX
 from ..video.segments import VideoSettings
-from ..video.writer import VideoWriter
-from . import convert, download
+from . import convert, download, drift
 from .tiny import write_tiny
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -66,28 +67,23 @@ def _generate(options: argparse.Namespace, model: Path) -> None:
     if not 0 <= options.seed <= MAX_SEED:
         raise HeliosError(f"--seed {shortened(options.seed)} must be 0 to {MAX_SEED}.")
     frames = math.ceil(options.seconds * options.fps)
-    (_write_clip if options.take is None else _write_take)(options, model, frames)
+    store = ChunkStore(options.store or options.output.parent / FOLDER_NAME)
+    try:
+        _render(options, model, store, frames)
+    except BaseException:
+        with contextlib.suppress(OSError):  # refused before there was a chunk: no empty folder stays
+            store.folder.rmdir()
+        raise
     count = chunk_count(frames) * CHUNK_FRAMES
     print(f"{options.output}: {count} frames, {options.fps} fps, {count / options.fps:.2f} s")
 
 
-def _write_clip(options: argparse.Namespace, model: Path, frames: int) -> None:
-    # Opened first: a path that cannot be written must fail before anything is computed.
-    with VideoWriter(options.output, options.width, options.height, fps=options.fps, crf=options.crf) as writer:
-        pipeline = _pipeline(options, model)
-        with TerminalBar(pipeline.steps_per_chunk(frames, **_sampling(options)), options.fps) as bar:
-            for chunk in pipeline.stream(**_request(options, frames), on_step=bar.on_step):
-                writer.write(chunk.frames[0])
-                bar.decoded(chunk, chunk.frames)
-
-
-def _write_take(options: argparse.Namespace, model: Path, frames: int) -> None:
-    """Keeps finished chunks in a store, and while rendering a playable file of them beside the output."""
-    store = ChunkStore(options.store or options.output.parent / FOLDER_NAME)
+def _render(options: argparse.Namespace, model: Path, store: ChunkStore, frames: int) -> None:
+    """Keeps finished chunks in ``store``, and while rendering a playable file of them beside the output."""
     settings = VideoSettings(options.width, options.height, options.fps, crf=options.crf)
     shown = {name: getattr(options, name) for name in ("prompt", "negative_prompt", "seed", "width", "height")}
     growing = options.output.with_name(options.output.stem + PARTIAL_SUFFIX)
-    take = Take(store, options.take, shown, resume=not options.no_resume)
+    take = Take(store, options.take or name_for(options.output.stem), shown, resume=not options.no_resume)
     pipeline = _pipeline(options, model)
     with TerminalBar(pipeline.steps_per_chunk(frames, **_sampling(options)), options.fps) as bar:
         render_film(
@@ -134,7 +130,14 @@ def _request(options: argparse.Namespace, frames: int) -> dict[str, Any]:
         "guidance_scale": options.guidance,
         "generator": torch.Generator("cpu").manual_seed(options.seed),
         "seed_changes": options.seed_changes,
+        "anti_drift": None if options.anti_drift is None else _anti_drift(options.anti_drift),
     }
+
+
+def _anti_drift(settings: Sequence[float]) -> AntiDrift:
+    if len(settings) not in (0, len(SETTINGS)):
+        raise HeliosError(f"--anti-drift takes no number or three ({', '.join(SETTINGS)}), not {len(settings)}.")
+    return AntiDrift(settings[0], settings[1], settings[2]) if settings else AntiDrift()
 
 
 def _store(options: argparse.Namespace) -> None:
@@ -188,6 +191,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--crf", type=int, default=18, help="h264 quality, lower is better")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--seed-changes", default="", metavar="'7: 123'", help="another seed from a chunk on")
+    command.add_argument(
+        "--anti-drift", type=float, nargs="*", metavar="N", help="hold a long film: momentum, threshold, strength"
+    )
     command.add_argument("--steps", type=int, nargs="+", help="steps per stage (default: the variant's)")
     command.add_argument("--guidance", type=float, help="guidance scale (default: the variant's)")
     command.add_argument("--device", help="cuda, cpu, mps (default: cuda where there is one)")
@@ -199,9 +205,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--fp8-matmul", action="store_true", help="8-bit matrix products: smaller, not the same video")
     command.add_argument("--compile", action="store_true", help="torch.compile; the first chunk takes longer")
     command.add_argument("--cuda-graphs", action="store_true", help="record the network once and replay it")
-    command.add_argument("--take", help="keep finished chunks under this name; run again to go on where it stopped")
+    command.add_argument("--take", help="name in the list of takes (default: the output's)")
     command.add_argument("--store", type=Path, help=f"folder of chunks (default: {FOLDER_NAME} beside --output)")
-    command.add_argument("--no-resume", action="store_true", help="with --take: make every chunk anew")
+    command.add_argument("--no-resume", action="store_true", help="make every chunk anew")
     command.set_defaults(run=generate)
 
     command = commands.add_parser("store", help="show or empty a folder of finished chunks")
@@ -215,4 +221,5 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_tiny)
     convert.add_command(commands)
     download.add_command(commands)
+    drift.add_command(commands)
     return parser

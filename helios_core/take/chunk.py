@@ -28,3 +28,8 @@ class Chunk:
     key: str = ""
     reused: bool = False
     frames: Tensor | None = None
+
+    @property
+    def departed(self) -> bool:
+        """Whether anti-drift found it away from the film so far, and noised it where later chunks see it."""
+        return self.history.anti_drift is not None and self.history.anti_drift.corrupted

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import HeliosError
 from ..variants import CHUNK_LATENT_FRAMES, LATENT_CHANNELS, LATENT_SCALE, PIXELS_PER_TOKEN, PYRAMID_MULTIPLE
+from .anti_drift import AntiDrift
 
 LONG_FRAMES, MID_FRAMES, SHORT_FRAMES = 16, 2, 1
 CONTEXT_FRAMES = LONG_FRAMES + MID_FRAMES + SHORT_FRAMES
@@ -32,6 +33,7 @@ class History:
         random_state: the CPU generator's state after the last draw.
         skip_first_chunk: anchor the video anew at chunk 1, whose beginning is livelier than a still input's. Like
             the reference's option of that name, it skips nothing.
+        anti_drift: noises a chunk that departs from the film so far, where later chunks see it; None: never.
     """
 
     latents: Tensor
@@ -40,6 +42,7 @@ class History:
     seed: int | None = None
     random_state: Tensor | None = None
     skip_first_chunk: bool = False
+    anti_drift: AntiDrift | None = None
 
     @classmethod
     def empty(cls, width: int, height: int, batch_size: int = 1) -> History:
@@ -72,29 +75,36 @@ class History:
 
     def after(self, chunk_latents: Tensor, generator: torch.Generator, seed: int | None) -> History:
         """The history once ``chunk_latents`` [B,16,9,h,w] is finished; this one stays as it is."""
-        finished = chunk_latents.to(self.latents)
+        seen, policy = chunk_latents.to(self.latents), self.anti_drift
+        if policy is not None:
+            policy, seen = policy.observe(seen, generator)
         anchors = self.anchor is None or (self.skip_first_chunk and self.chunk == 1)
         return replace(
             self,
-            latents=torch.cat([self.latents, finished], dim=2)[:, :, -CONTEXT_FRAMES:],
-            anchor=finished[:, :, :1].clone() if anchors else self.anchor,
+            latents=torch.cat([self.latents, seen], dim=2)[:, :, -CONTEXT_FRAMES:],
+            anchor=seen[:, :, :1].clone() if anchors else self.anchor,
             chunk=self.chunk + 1,
             seed=seed,
             random_state=generator.get_state(),
+            anti_drift=policy,
         )
 
     def parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Its tensors and its plain values by name, which is how files hold it."""
         state = {field.name: getattr(self, field.name) for field in fields(self)}
+        # Left out where it is off: what is on disk, and the keys of chunks, stay as they were before there was any.
+        policy = state.pop("anti_drift")
+        state |= {} if policy is None else policy.parts()
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         return tensors, {name: value for name, value in state.items() if not isinstance(value, Tensor)}
 
     @classmethod
     def from_parts(cls, parts: Mapping[str, Any], source: str, of_any_device: bool = False) -> History:
         """A history from what a file holds, where a chunk can follow it; arguments and errors as for ``checked``."""
-        if "latents" not in parts or not parts.keys() <= {field.name for field in fields(cls)}:
+        policy, parts = AntiDrift.from_parts(parts)
+        if "latents" not in parts or not parts.keys() <= {field.name for field in fields(cls)} - {"anti_drift"}:
             raise HeliosError(f"{source} holds no history; save the history again.")
-        return checked(cls(**parts), source, of_any_device)
+        return checked(cls(**parts, anti_drift=policy), source, of_any_device)
 
     def repeated(self, times: int) -> History:
         """Each video of the batch ``times`` times."""
@@ -131,6 +141,7 @@ def checked(history: History, source: str, of_any_device: bool = False) -> Histo
         ("seed", history.seed is None or (type(history.seed) is int and 0 <= history.seed < 2**64)),
         ("random_state", history.random_state is None or _is_random_state(history.random_state, of_any_device)),
         ("skip_first_chunk", isinstance(history.skip_first_chunk, bool)),
+        ("anti_drift", history.anti_drift is None or history.anti_drift.fits(len(history.latents))),
     ):
         if not fits:
             raise HeliosError(f"{source} has a {name} that no history has; save the history again.")

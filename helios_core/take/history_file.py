@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,27 +13,35 @@ from torch import Tensor
 from ..checkpoint.folder import existing_file
 from ..checkpoint.mapped import map_file
 from ..errors import HeliosError, shortened
+from ..settings import parse_object
+from .anti_drift import PART
 from .fingerprint import fingerprint
 from .history import History
 from .store import write_atomically
 
-FORMAT, VERSION = "helios-history", 1
+# Version 2 holds an anti-drift state too; without one a file stays readable for earlier releases.
+FORMAT, PLAIN_VERSION, VERSION = "helios-history", 1, 2
+POLICY = "anti_drift"
 _STATED = {"version", "chunk", "seed", "skip_first_chunk"}
 
 
 def save_history(history: History, path: str | Path) -> None:
     """Writes ``history`` to ``path``, whole or not at all."""
     path = Path(path)
-    tensors = {name: value.contiguous() for name, value in history.parts()[0].items()}
+    tensors, plain = history.parts()
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    policy = {name: value for name, value in plain.items() if name.startswith(PART)}
     metadata = {
         "format": FORMAT,
-        "version": str(VERSION),
+        "version": str(VERSION if policy else PLAIN_VERSION),
         "width": str(history.width),
         "height": str(history.height),
         "chunk": str(history.chunk),
         "seed": "" if history.seed is None else str(history.seed),
         "skip_first_chunk": str(history.skip_first_chunk),
     }
+    if policy:
+        metadata[POLICY] = json.dumps(policy)
     metadata["checksum"] = _checksum(tensors, metadata)
     try:
         write_atomically(path, save(tensors, metadata))
@@ -74,6 +83,8 @@ def load_history(path: str | Path) -> History:
         "seed": _whole_number(metadata["seed"], "seed", path) if metadata["seed"] else None,
         "skip_first_chunk": metadata["skip_first_chunk"] == "True",
     }
+    if POLICY in metadata:
+        plain |= parse_object(metadata[POLICY], f"history file {path}", "save the history again")
     return History.from_parts({**tensors, **plain}, f"history file {path}")
 
 

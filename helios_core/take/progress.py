@@ -39,10 +39,10 @@ class RenderProgress:
         return self.steps_done + self.steps_reused
 
     @property
-    def frames_per_second(self) -> float:
-        """Finished frames per second since the start."""
+    def frames_per_second(self) -> float | None:
+        """Frames made per second; None until a chunk is made. Reading chunks from the store does not count."""
         made = self.chunks_done - self.chunks_reused
-        return made * CHUNK_FRAMES / max(time.monotonic() - self.started, 1e-6)
+        return made * CHUNK_FRAMES / max(time.monotonic() - self.started, 1e-6) if made else None
 
     @property
     def film_seconds(self) -> float:
@@ -67,23 +67,27 @@ class RenderProgress:
         """The next chunk comes from the store."""
         self.steps_reused += self.steps_per_chunk[self.chunks_done]
         self.chunks_reused += 1
+        if not self.steps_done:
+            self.started = time.monotonic()
 
     def numbers(self) -> dict[str, float | None]:
         """``film_seconds``, ``fps`` and ``seconds_left`` as of now, for front ends that show them in their own way."""
-        left = self.seconds_left
+        left, rate = self.seconds_left, self.frames_per_second
         return {
             "film_seconds": round(self.film_seconds, 3),
-            "fps": round(self.frames_per_second, 3),
+            "fps": None if rate is None else round(rate, 3),
             "seconds_left": None if left is None else round(left, 1),
         }
 
     def text(self, position: str) -> str:
-        """One line: chunk i of n, what it is at, speed, time left, film so far."""
-        chunks, left = len(self.steps_per_chunk), self.seconds_left
-        return (
-            f"chunk {min(self.chunks_done + 1, chunks)}/{chunks} {position}, {self.frames_per_second:.2f} fps, "
-            f"{'?' if left is None else tqdm.format_interval(left)} left, {self.film_seconds:.1f} s of film"
-        )
+        """One line: chunk i of n, what it is at, speed, time left, film so far; what is not known is left out."""
+        chunks, left, rate = len(self.steps_per_chunk), self.seconds_left, self.frames_per_second
+        parts = [f"chunk {min(self.chunks_done + 1, chunks)}/{chunks} {position}"]
+        if rate is not None:
+            parts.append(f"{rate:.2f} fps")
+        if left is not None and self.chunks_done < chunks:
+            parts.append(f"{tqdm.format_interval(left)} left")
+        return ", ".join([*parts, f"{self.film_seconds:.1f} s of film"])
 
 
 class TerminalBar:

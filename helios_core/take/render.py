@@ -63,7 +63,7 @@ def render_film(
     begun: list[tuple[int, bool, str]] = []  # names alone: tensors would add up to the film's length
 
     def on_disk(position: int, video: Path) -> None:
-        take.in_video(position, video)
+        take.in_video(position, video, begun[position][2])
         observer.on_disk(*begun[position])
 
     history: History | None = None

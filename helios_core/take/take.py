@@ -36,12 +36,17 @@ def check_name(name: str) -> str:
     return name
 
 
+def name_for(text: str, end: str = "") -> str:
+    """A take's name from a file's, which may hold other characters; ``end`` is kept whole."""
+    return (re.sub(r"[^\w\-. ]", "_", text).strip(" .")[:80].strip(" .") or "film") + end
+
+
 class Take:
     """Keeps every finished chunk in the store, and a manifest that tells people what the take consists of.
 
     Args:
         name: of the manifest, ``takes/<name>.json``.
-        settings: shown in the manifest: prompts, seed, size.
+        settings: shown in the manifest: prompts, seed, size, and what a front end keeps there.
         resume: False makes every chunk anew; the results are kept all the same.
     """
 
@@ -70,15 +75,17 @@ class Take:
         if not chunk.reused:
             self.store.put_chunk(key, previous_key, chunk)
         entry = {"chunk": chunk.index, "key": key, "file": self.store.chunk_file(key).name, "reused": chunk.reused}
+        if chunk.departed:
+            entry["anti_drift"] = True
         with self._lock:
             self._chunks.append({**entry, "at": _now(), "in_video": False})
             self._write()
         return chunk
 
-    def in_video(self, position: int, video: Path) -> None:
-        """Notes that the take's chunk number ``position``, counted from 0, is in ``video`` on disk."""
+    def in_video(self, position: int, video: Path, segment: str = "") -> None:
+        """Notes that the take's chunk number ``position``, from 0, is in ``video``, its part stored as ``segment``."""
         with self._lock:
-            self._chunks[position]["in_video"] = True
+            self._chunks[position] |= {"in_video": True, "segment": segment}
             self._manifest["video"] = str(video)
             self._write()
 

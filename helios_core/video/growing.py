@@ -90,8 +90,7 @@ def _open_exclusively(path: Path) -> tuple[Any, FileLock, Path]:
         # A link under the name would have another file of this machine overwritten.
         if candidate.is_symlink():
             continue
-        # A file of its own: Windows lets nobody read what is locked.
-        lock = FileLock(candidate.with_name(f".{candidate.name}.lock"), thread_local=False)
+        lock = FileLock(_lock_file(candidate), thread_local=False)
         try:
             lock.acquire(blocking=False)
         except Timeout:
@@ -108,6 +107,26 @@ def _open_exclusively(path: Path) -> tuple[Any, FileLock, Path]:
     raise HeliosError(
         f"{path} and its numbered siblings are all links, or being written by other processes; wait for one."
     )
+
+
+def is_growing(path: Path) -> bool:
+    """Whether a process is writing the growing file ``path``."""
+    lock = FileLock(_lock_file(path), thread_local=False)
+    if not Path(lock.lock_file).exists():
+        return False
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return True
+    except OSError:
+        return False
+    _unlock(lock)
+    return False
+
+
+def _lock_file(path: Path) -> Path:
+    # A file of its own: Windows lets nobody read what is locked.
+    return path.with_name(f".{path.name}.lock")
 
 
 def _unlock(lock: FileLock) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 
 import av
 
+from ..errors import HeliosError
 from .audio import SoundTrack
-from .writer import metadata_texts
 
 # A fragment says at which time it begins: with `frag_discont` at that of its first packet, which FFmpeg would otherwise
 # move to 0. An edit list would move it too, and belongs into the header, which only the first fragment brings.
@@ -43,7 +44,7 @@ def finish_video(
     """Makes a normal MP4 of a growing one, index in front: players seek badly in fragments, and some refuse them."""
     options = {"movflags": "use_metadata_tags+faststart"}
     with av.open(str(partial)) as source, av.open(str(target), "w", format="mp4", options=options) as container:
-        container.metadata.update(metadata_texts(metadata or {}))
+        container.metadata.update(_texts(metadata or {}))
         copy = _add_copy(container, source)
         sound = None if audio is None else SoundTrack(container, audio)
         for end in _copied(source, copy, container):
@@ -72,3 +73,10 @@ def _copied(source: Any, copy: Any, container: Any, begin: Fraction = Fraction(0
         packet.stream = copy
         container.mux(packet)
         yield end
+
+
+def _texts(metadata: Mapping[str, Any]) -> dict[str, str]:
+    try:
+        return {key: json.dumps(value) for key, value in metadata.items()}
+    except (TypeError, ValueError) as error:
+        raise HeliosError(f"The video metadata is not JSON ({error}): give plain values.") from error

@@ -31,7 +31,6 @@ _LIMITED_RANGE = 1
 _ENCODERS: dict[str, tuple[str, dict[str, str], str | None]] = {
     "h264": ("libx264", {"bf": "0", "mbtree": "0"}, None),
     "hevc": ("libx265", {"x265-params": "log-level=error:bframes=0"}, "hvc1"),
-    "av1": ("libsvtav1", {}, None),
 }
 CODECS = tuple(_ENCODERS)
 
@@ -44,7 +43,7 @@ _CONVERSION = 0x4 | 0x40000 | 0x2000
 class VideoSettings:
     """Even width and height in pixels, frames per second, one of CODECS and crf.
 
-    crf is constant quality, 0..51 (av1: 0..63); lower is better and larger. Raises HeliosError for what cannot be.
+    crf is constant quality, 0..51; lower is better and larger. Raises HeliosError for what cannot be.
     """
 
     width: int
@@ -71,9 +70,8 @@ class VideoSettings:
             )
         if not 0 < self.fps <= 1000:
             raise HeliosError(f"The frame rate is {self.fps}: give frames per second, above 0 and at most 1000.")
-        largest = 63 if self.codec == "av1" else 51
-        if not 0 <= self.crf <= largest:
-            raise HeliosError(f"The crf is {self.crf}: give a value between 0 and {largest} for {self.codec}.")
+        if not 0 <= self.crf <= 51:
+            raise HeliosError(f"The crf is {self.crf}: give a value between 0 and 51.")
 
     @property
     def rate(self) -> Fraction:
@@ -103,9 +101,9 @@ def add_video_stream(container: Any, settings: VideoSettings) -> Any:
     return stream
 
 
-def encode_frames(container: Any, stream: Any, frames: np.ndarray, settings: VideoSettings, first: int = 0) -> None:
-    """Adds uint8 frames [F,H,W,3], the film's number ``first`` and those after it."""
-    for index, image in enumerate(frames, first):
+def encode_frames(container: Any, stream: Any, frames: np.ndarray, settings: VideoSettings) -> None:
+    """Adds uint8 frames [F,H,W,3]."""
+    for index, image in enumerate(frames):
         rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
         frame = rgb.reformat(
             format="yuv420p",

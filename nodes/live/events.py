@@ -3,7 +3,8 @@
 Every message is an event ``helios.take`` to all connected pages, whose ``data`` is one of :class:`TakeStarted`,
 :class:`ChunkChanged` and :class:`TakeEnded` as JSON, told apart by ``kind``. All carry ``version`` (of this schema)
 and ``id`` (of the take). ``GET /helios/takes`` answers with the :class:`TakeState` of running and recent takes, into
-which later events fit: a page that joins late loses nothing.
+which later events fit: a page that joins late loses nothing. Takes of earlier processes come from the store with the
+same ids (``library.py``).
 
 Nothing is sent while no page is connected.
 """
@@ -28,6 +29,7 @@ from ...helios_core.take.progress import RenderProgress
 from ...helios_core.take.seed_changes import SeedChanges
 from ...helios_core.take.store import ChunkStore
 from ...helios_core.variants import CHUNK_FRAMES
+from .origins import film_address, queued_graph, workflow_id
 from .prompt_rows import prompt_rows
 
 EVENT, VERSION = "helios.take", 1
@@ -45,6 +47,7 @@ class ChunkState:
         stage, step, total: what is sampled now; step counts from 1 to ``total``, all stages together.
         reused: from the store; None while it is not known.
         thumbnail, video: whether the chunk's routes have a moving picture, or the part to play.
+        anti_drift: whether it departed from the film so far, and was noised where later chunks see it.
     """
 
     chunk: int
@@ -55,6 +58,7 @@ class ChunkState:
     reused: bool | None = None
     thumbnail: bool = False
     video: bool = False
+    anti_drift: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,9 @@ class TakeState:
         seed, seed_changes: the seeds, the latter as [first chunk, seed].
         rows: the prompts in force as [first chunk, text], as far as the graph tells.
         status: how it goes; ``message`` is a sentence about what went wrong.
-        progress: seconds of finished film, finished frames a second, seconds left (None: not known yet).
+        progress: seconds of finished film, frames made a second, seconds left (None: not known yet).
+        film: the finished file, as core's ``/view`` finds it.
+        resumable: whether the store keeps the graph that was queued.
     """
 
     id: str
@@ -90,6 +96,8 @@ class TakeState:
     message: str = ""
     progress: Mapping[str, float | None] = field(default_factory=dict)
     chunks: Sequence[ChunkState] = ()
+    film: Mapping[str, str] | None = None
+    resumable: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,6 +123,7 @@ class TakeEnded:
     status: str
     message: str
     progress: Mapping[str, float | None]
+    film: Mapping[str, str] | None = None
     kind: str = "end"
     version: int = VERSION
 
@@ -150,13 +159,15 @@ class TakeFeed:
         self._chunks: dict[int, ChunkState] = {}
         self._thumbnails: dict[int, bytes] = {}
         self._segments: dict[int, str] = {}
+        self._departed: set[int] = set()
         self._lock = threading.Lock()  # the video's thread reports here too
         self._next_step = 0.0
+        self._queued = queued_graph(hidden)
         self._state = TakeState(
             id=uuid.uuid4().hex,
             node=node,
             prompt_id=getattr(context, "prompt_id", None) or "",
-            workflow=_workflow_id(getattr(hidden, "extra_pnginfo", None)),
+            workflow=workflow_id(getattr(hidden, "extra_pnginfo", None)),
             name=name,
             first_chunk=history.chunk,
             num_chunks=len(progress.steps_per_chunk),
@@ -168,6 +179,7 @@ class TakeFeed:
             seed_changes=seed_changes,
             rows=prompt_rows(getattr(hidden, "prompt", None) or {}, node),
             progress=progress.numbers(),
+            resumable=bool(name) and self._queued is not None,
         )
 
     @property
@@ -175,8 +187,23 @@ class TakeFeed:
         return self._state.id
 
     @property
+    def name(self) -> str:
+        return self._state.name
+
+    @property
     def running(self) -> bool:
         return self._state.status == "running"
+
+    @property
+    def fps(self) -> float:
+        return self.progress.fps
+
+    def remembered(self) -> dict[str, Any]:
+        """What the take's manifest keeps for pages of later processes; see ``library.py``."""
+        state, named = self._state, self._queued is not None
+        kept = {"id": state.id, "node": state.node, "workflow_id": state.workflow, "first_chunk": state.first_chunk}
+        texts = {"rows": list(state.rows), "queued": self._queued} if named else {}
+        return {**kept, "fps": state.film_fps, **texts}
 
     def state(self) -> dict[str, Any]:
         """The whole :class:`TakeState` as JSON."""
@@ -184,6 +211,10 @@ class TakeFeed:
             return asdict(replace(self._state, chunks=tuple(self._chunks.values())))
 
     # -- what the routes serve -----------------------------------------------------------------------
+
+    def queued(self) -> dict[str, Any] | None:
+        """``{"prompt", "workflow"}`` as it was queued; None where metadata is not to be written."""
+        return self._queued
 
     def segment(self, chunk: int) -> bytes | None:
         """The chunk's encoded video, while the store has it."""
@@ -212,6 +243,10 @@ class TakeFeed:
         """The chunk's latents are there."""
         self._change(ChunkState(chunk, "decoding", reused=reused))
 
+    def departed(self, chunk: int) -> None:
+        """Anti-drift stepped in after the chunk; told with its next state."""
+        self._departed.add(chunk)
+
     def finished(self, chunk: int, reused: bool, thumbnail: bytes | None = None, segment: str | None = None) -> None:
         """The chunk is done; ``segment`` is the key of its encoded video, ``thumbnail`` an animated WebP."""
         if thumbnail is not None:
@@ -221,7 +256,13 @@ class TakeFeed:
         shown = thumbnail is not None or segment is not None
         self._change(ChunkState(chunk, "finished", reused=reused, thumbnail=shown, video=segment is not None))
 
+    def published(self, path: Path) -> None:
+        """The film has its name."""
+        with self._lock:
+            self._state = replace(self._state, film=film_address(path))
+
     def _change(self, chunk: ChunkState) -> None:
+        chunk = replace(chunk, anti_drift=chunk.chunk in self._departed)
         with self._lock:
             self._chunks[chunk.chunk] = chunk
             self._state = replace(self._state, progress=self.progress.numbers())
@@ -240,7 +281,7 @@ class TakeFeed:
             message = "" if interrupted else str(error).strip() or type(error).__name__
         with self._lock:
             self._state = replace(self._state, status=status, message=message, progress=self.progress.numbers())
-        self._send(TakeEnded(self.id, status, message, self._state.progress))
+        self._send(TakeEnded(self.id, status, message, self._state.progress, self._state.film))
 
     def _send(self, event: TakeStarted | ChunkChanged | TakeEnded) -> None:
         if watched():
@@ -264,6 +305,20 @@ class _Feeds:
     def get(self, identifier: str) -> TakeFeed | None:
         return self._feeds.get(identifier)
 
+    def is_running(self, name: str) -> bool:
+        """Whether a take of this name is being rendered here."""
+        return any(feed.running for feed in self._named(name))
+
+    def forget(self, name: str) -> None:
+        """Drops the ended takes of a name whose chunks were deleted."""
+        with self._lock:
+            for feed in self._named(name):
+                if not feed.running:
+                    del self._feeds[feed.id]
+
+    def _named(self, name: str) -> list[TakeFeed]:
+        return [feed for feed in self._feeds.values() if feed.name == name]
+
     def states(self) -> list[dict[str, Any]]:
         """Oldest first."""
         with self._lock:
@@ -277,9 +332,3 @@ _feeds = _Feeds()
 def feeds() -> _Feeds:
     """The takes of this process."""
     return _feeds
-
-
-def _workflow_id(extra_pnginfo: Any) -> str | None:
-    workflow = extra_pnginfo.get("workflow") if isinstance(extra_pnginfo, Mapping) else None
-    found = workflow.get("id") if isinstance(workflow, Mapping) else None
-    return found if isinstance(found, str) else None

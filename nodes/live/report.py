@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import latent_preview
 from comfy.utils import ProgressBar
-from comfy_execution.utils import get_executing_context
 from latent_preview import MAX_PREVIEW_RESOLUTION
 from PIL import Image
-from server import PromptServer
 from torch import Tensor
 
 from ...helios_core.take.chunk import Chunk
@@ -43,12 +40,8 @@ class FilmReport:
         self.progress.step()
         self.bar.update_absolute(self.progress.position, None, preview)
         stage = self._finest - round(math.log2(self._latent_height / x0.shape[-2]))
-        self.stepped(stage, step + 1, total)
-
-    def stepped(self, stage: int, step: int, total: int) -> None:
-        """Tells that ``step`` of ``total``, counted from 1 over all stages of the chunk, is done."""
         if self.feed is not None:
-            self.feed.sampling(self._first + self.progress.chunks_done, stage, step, total)
+            self.feed.sampling(self._first + self.progress.chunks_done, stage, step + 1, total)
 
     def finished(self, chunk: Chunk) -> None:
         """Counts and tells of a chunk that stays undecoded; its thumbnail comes from its latents, in VAE space."""
@@ -57,6 +50,8 @@ class FilmReport:
         self.progress.chunk()
         self.bar.update_absolute(self.progress.position)
         if self.feed is not None:
+            if chunk.departed:
+                self.feed.departed(chunk.index)
             thumbnail = None
             if watched():
                 thumbnail = latent_thumbnail(chunk.latents, self._latent_format, self._previewer, self.progress.fps)
@@ -64,22 +59,19 @@ class FilmReport:
 
 
 class RenderReport(FilmReport):
-    """A film that is decoded: text under the node too, and previews of its newest frames.
+    """A film that is decoded: with previews of its newest frames.
 
     A ``FilmObserver`` (``helios_core.take.render``).
     """
 
     feed: TakeFeed
 
-    def stepped(self, stage: int, step: int, total: int) -> None:
-        super().stepped(stage, step, total)
-        self._tell(f"stage {stage} step {step}/{total}")
-
     def decoding(self, chunk: Chunk) -> None:
         if chunk.reused:
             self.progress.reuse()
+        if chunk.departed:
+            self.feed.departed(chunk.index)
         self.feed.decoding(chunk.index, chunk.reused)
-        self._tell("decoding")
 
     def decoded(self, chunk: Chunk, frames: Tensor | None) -> None:
         self.progress.chunk()
@@ -87,15 +79,9 @@ class RenderReport(FilmReport):
         if frames is not None:
             preview = ("JPEG", Image.fromarray(frames[-1].numpy()), MAX_PREVIEW_RESOLUTION)
         self.bar.update_absolute(self.progress.position, None, preview)
-        self._tell("finished")
 
     def on_disk(self, index: int, reused: bool, segment: str) -> None:
         self.feed.finished(index, reused, segment=segment)
 
     def writing(self) -> None:
-        self._tell("writing the file")
-
-    def _tell(self, position: str) -> None:
-        node: Any = getattr(get_executing_context(), "node_id", None)
-        if node is not None:
-            PromptServer.instance.send_progress_text(self.progress.text(position), node)
+        """Pages see it: every chunk is finished, and the take runs."""

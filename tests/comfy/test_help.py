@@ -52,6 +52,7 @@ RELEASED: dict[str, dict[str, Any]] = {
     "HeliosSampleChunk": CHUNK,
     "HeliosChunkChain": {**CHUNK, "num_chunks": 3},
     "HeliosRenderVideo": {**CHUNK, "num_chunks": 3, "fps": 24.0, "codec": "h264", "quality": 18, "resume": True},
+    "HeliosAntiDrift": {"threshold": 0.15, "strength": 0.1, "momentum": 0.9},
 }
 ADVANCED = {
     "HeliosLoadModel": {"weight_dtype", "attention"},
@@ -63,6 +64,9 @@ ADVANCED = {
     "HeliosDMDSampler": {"stage_range", "gamma"},
     "HeliosChunkChain": {"take", "seed_changes"},
     "HeliosRenderVideo": {"take", "seed_changes"},
+    "HeliosDriftReport": {"chunk_frames"},
+    "HeliosAntiDrift": {"momentum"},
+    "HeliosColourAnchor": {"chunk_frames"},
 }
 
 ADD_BLUEPRINT = """async id => {

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from helios_core.take.store import CHUNK_SUFFIX, FOLDER_NAME
-from helios_core.video.writer import read_video
+from helios_core.video.reader import read_video
 from helios_setup.errors import PromptRejectedError
 from helios_setup.server import failure, output_files
 

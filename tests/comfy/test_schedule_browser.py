@@ -61,7 +61,7 @@ SET_WIDGET = """([node, name, value]) => {
 }"""
 WIDGET = "([node, name]) => app.graph.getNodeById(node).widgets.find(widget => widget.name === name).value"
 CAPTURE = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()"
-PARSE = f"async text => (await import('/extensions/{PACK_NAME}/{SCRIPT.name}')).parseSchedule(text)"
+PARSE = f"async text => (await import('/extensions/{PACK_NAME}/lib/schedule.js')).parseSchedule(text)"
 
 
 class Editor:

@@ -9,7 +9,7 @@ import torch
 
 from helios_core.commands.cli import main
 from helios_core.pipeline import HeliosPipeline
-from helios_core.video.writer import read_video
+from helios_core.video.reader import read_video
 
 
 def generate(folder, **options):
@@ -54,7 +54,7 @@ def test_command_line_killed_goes_on(tmp_path, tiny_folder):
     model, folder = tiny_folder("distilled"), tmp_path / "killed"
     folder.mkdir()
     command = [sys.executable, "-m", "helios_core", "generate", "--prompt", "a boat", "--width", "64", "--height", "64"]
-    command += ["--model", str(model), "--take", "film", "--steps", "1", "1", "1", "--seconds", "8", "--seed", "2"]
+    command += ["--model", str(model), "--steps", "1", "1", "1", "--seconds", "8", "--seed", "2"]
     with subprocess.Popen([*command, "--output", str(folder / "film.mp4")], stderr=subprocess.DEVNULL) as process:
         while len(list(folder.glob("helios_store/*.chunk.safetensors"))) < 2:
             assert process.poll() is None

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from helios_core.video.growing import GrowingVideo
+from helios_core.video.reader import read_video
 from helios_core.video.segments import VideoSettings, encode_segment
-from helios_core.video.writer import read_video
 
 SETTINGS = VideoSettings(64, 32)
 

@@ -18,8 +18,8 @@ from helios_core.take.film import chunk_key, start_key
 from helios_core.take.history import History
 from helios_core.take.store import PART_SUFFIX, ChunkStore
 from helios_core.take.take import Take
+from helios_core.video.reader import read_video
 from helios_core.video.segments import VideoSettings, encode_segment
-from helios_core.video.writer import read_video
 
 PREVIOUS = "0" * 40
 

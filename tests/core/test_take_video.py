@@ -12,8 +12,8 @@ import torch
 from helios_core.errors import HeliosError
 from helios_core.take.store import ChunkStore
 from helios_core.take.video import TakeVideo, segment_key
+from helios_core.video.reader import read_video
 from helios_core.video.segments import VideoSettings
-from helios_core.video.writer import read_video
 
 SETTINGS = VideoSettings(64, 32)
 

@@ -13,7 +13,7 @@ from helios_core.checkpoint.vae import load_vae
 from helios_core.checkpoint.vae_names import vae_from_diffusers, vae_to_diffusers
 from helios_core.errors import HeliosError
 from helios_core.networks.vae import VAEConfig, WanVAE
-from helios_core.video.writer import read_video
+from helios_core.video.reader import read_video
 
 RELEASED_KEYS = Path(__file__).resolve().parents[3] / "shared" / "reference" / "vae_keys.json"
 CLIP = RELEASED_KEYS.parents[1] / "media" / "toy_2.mp4"

@@ -14,8 +14,10 @@ from diffusers.video_processor import VideoProcessor
 
 from helios_core.errors import HeliosError
 from helios_core.video.frames import frames_to_uint8
-from helios_core.video.segments import CODECS
-from helios_core.video.writer import VideoWriter, read_video
+from helios_core.video.growing import GrowingVideo
+from helios_core.video.reader import read_video
+from helios_core.video.remux import finish_video
+from helios_core.video.segments import CODECS, VideoSettings, encode_segment
 
 WIDTH, HEIGHT = 96, 64
 
@@ -32,17 +34,23 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
     return 10 * math.log10(255**2 / (a.double() - b.double()).square().mean().item())
 
 
-def write(path: Path, frames: torch.Tensor, **options) -> None:
-    with VideoWriter(path, WIDTH, HEIGHT, **options) as writer:
-        for part in frames.split(7):
-            writer.write(part)
+def write(path: Path, frames: torch.Tensor, parts: int = 1, metadata: dict | None = None, **options) -> None:
+    """A finished film of ``parts`` segments."""
+    settings = VideoSettings(WIDTH, HEIGHT, **options)
+    growing = GrowingVideo(path.with_name("growing.mp4"))
+    for part in frames.chunk(parts):
+        growing.append(encode_segment(part, settings))
+    try:
+        finish_video(growing.path, path, metadata=metadata)
+    finally:
+        growing.close(remove=True)
 
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_every_frame_returns(tmp_path, codec):
     path = tmp_path / "clip.mp4"
     frames = gradient(33)
-    write(path, frames, codec=codec)
+    write(path, frames, parts=3, codec=codec)
     result = read_video(path)
     assert result.shape == frames.shape
     assert psnr(result, frames) > 38
@@ -121,33 +129,6 @@ def test_ffprobe_agrees(tmp_path):
     assert {key: stream[key] for key in expected} == expected
 
 
-@pytest.mark.parametrize("frames_before", [0, 20])
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_exception_leaves_no_file(tmp_path, error, frames_before):
-    with pytest.raises(error, match="stop"), VideoWriter(tmp_path / "clip.mp4", WIDTH, HEIGHT) as writer:
-        writer.write(gradient(20)[:frames_before])
-        raise error("stop")
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_exception_keeps_the_older_file(tmp_path):
-    path = tmp_path / "clip.mp4"
-    write(path, gradient(3))
-    before = path.read_bytes()
-    with pytest.raises(RuntimeError), VideoWriter(path, WIDTH, HEIGHT) as writer:
-        writer.write(gradient(2))
-        raise RuntimeError
-    assert path.read_bytes() == before
-    write(path, gradient(5))
-    assert len(read_video(path)) == 5
-
-
-def test_no_frames_are_refused(tmp_path):
-    with pytest.raises(HeliosError, match="no frames"), VideoWriter(tmp_path / "clip.mp4", WIDTH, HEIGHT):
-        pass
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -157,38 +138,16 @@ def test_no_frames_are_refused(tmp_path):
         ({"fps": 0}, "frame rate is 0"),
         ({"fps": float("nan")}, "frame rate is nan"),
         ({"crf": 60}, "crf is 60"),
-        ({"metadata": {"bad": object()}}, "metadata"),
     ],
 )
-def test_bad_options_are_refused(tmp_path, options, words):
-    arguments = {"path": tmp_path / "clip.mp4", "width": WIDTH, "height": HEIGHT, **options}
+def test_bad_options_are_refused(options, words):
     with pytest.raises(HeliosError, match=words):
-        VideoWriter(**arguments)
-    assert not list(tmp_path.iterdir())
+        VideoSettings(**{"width": WIDTH, "height": HEIGHT, **options})
 
 
-def test_an_unwritable_folder_is_refused(tmp_path):
-    (tmp_path / "file").write_text("not a folder")
-    for parent in ("nowhere", "file"):
-        with pytest.raises(HeliosError, match=r"cannot be written.*folder"):
-            VideoWriter(tmp_path / parent / "clip.mp4", WIDTH, HEIGHT)
-
-
-@pytest.mark.parametrize(
-    "frames",
-    [
-        torch.zeros(2, HEIGHT, WIDTH, 3),
-        torch.zeros(2, WIDTH, HEIGHT, 3, dtype=torch.uint8),
-        np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8),
-    ],
-)
-def test_bad_frames_are_refused(tmp_path, frames):
-    with (
-        pytest.raises(HeliosError, match=r"give uint8 \[frames, 64, 96, 3\]"),
-        VideoWriter(tmp_path / "clip.mp4", WIDTH, HEIGHT) as writer,
-    ):
-        writer.write(frames)
-    assert not list(tmp_path.iterdir())
+def test_metadata_that_is_no_json_is_refused(tmp_path):
+    with pytest.raises(HeliosError, match="metadata is not JSON"):
+        write(tmp_path / "clip.mp4", gradient(2), metadata={"bad": object()})
 
 
 def test_read_video_refuses(tmp_path):

@@ -1,8 +1,8 @@
 """A film of small chunks, made in a moment by the real loop, take, store and growing video; and a server of them.
 
-What it does is noted as it happens, in a file beside the film: ``begun P`` when a process starts, ``sampled N``,
-``kept N`` once a chunk is in the store, ``shown N`` once it is in the growing video. Every chunk depends on those
-before, so a wrong one shows to the end.
+What it does is noted as it happens, in a file beside the film: ``sampled N``, ``kept N`` once a chunk is in the store,
+``shown N`` once it is in the growing video, ``whole N`` when all N chunks are in a file that is about to get the
+finished film's name. Every chunk depends on those before, so a wrong one shows to the end.
 """
 
 from __future__ import annotations
@@ -88,6 +88,10 @@ def render(
             made.append(chunk.latents)
             yield chunk
 
+    def publish(finished: Path) -> Path:
+        note(f"whole {chunks}")
+        return finished.replace(folder / name)
+
     path, _ = render_film(
         kept(),
         take,
@@ -95,7 +99,7 @@ def render(
         SETTINGS,
         "",
         frames_of,
-        lambda finished: finished.replace(folder / name),
+        publish,
         Observer(note),
     )
     return path, torch.cat(made, dim=2)
@@ -112,10 +116,10 @@ def numbers(notes: list[str], kind: str) -> list[int]:
     return [int(note.split()[1]) for note in notes if note.startswith(kind)]
 
 
-def last_run(notes: list[str]) -> list[str]:
-    """What the last process that rendered here noted."""
-    begun = [at for at, note in enumerate(notes) if note.startswith("begun")]
-    return notes[begun[-1] :] if begun else []
+def growing(notes: list[str]) -> list[str]:
+    """What was noted since the last film that became whole: its growing video is gone, or about to go."""
+    whole = [at for at, note in enumerate(notes) if note.startswith("whole")]
+    return notes[whole[-1] + 1 :] if whole else notes
 
 
 def check_sampled_once(notes: list[str]) -> None:
@@ -136,9 +140,7 @@ def serve() -> None:
         child = os.fork()
         if not child:
             try:
-                note = noting(folder / "notes")
-                note(f"begun {os.getpid()}")
-                render(folder, note)
+                render(folder, noting(folder / "notes"))
             except BaseException:
                 traceback.print_exc()
                 os._exit(1)

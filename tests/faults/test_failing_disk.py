@@ -13,7 +13,7 @@ import torch
 
 from helios_core.errors import HeliosError
 from helios_core.take.store import FOLDER_NAME, PART_SUFFIX
-from helios_core.video.writer import read_video
+from helios_core.video.reader import read_video
 
 EVERY = 4
 

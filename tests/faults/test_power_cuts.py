@@ -10,7 +10,7 @@ import helios_faults_film as film
 import pytest
 import torch
 
-from helios_core.video.writer import read_video
+from helios_core.video.reader import read_video
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot synchronise folders")
 

@@ -46,6 +46,7 @@ _SCHEDULES = (
 _SPECIAL = {
     "filename_prefix": _PATHS, "take": _PATHS, "file": _FILES, "model": _FILES, "text_encoder": _FILES, "vae": _FILES,
     "lora_name": _FILES, "steps": _LISTS, "stage_range": _LISTS, "first_chunks": _LISTS, "gamma": _RATIOS,
+    "prompt_changes": _LISTS,
     "seed_changes": _SEEDS, "text": _SCHEDULES, "image": _FILES,
 }  # fmt: skip
 
@@ -61,6 +62,12 @@ def graphs() -> dict[str, dict[str, Any]]:
     found["text"] = film(chunks=1)
     found["text"]["positive"] = node("HeliosPromptScheduleText", clip=["clip", 0], text="0: a boat\n1: rain", blend=3)
     found["text"]["keep"] = node("HeliosSaveHistory", history=["render", 1], filename_prefix="helios_history/fuzz")
+    found["text"]["drift"] = node("HeliosDriftReport", video=["render", 0], chunk_frames=33, prompt_changes="1")
+    found["saved"]["steady"] = node(
+        "HeliosAntiDrift", history=["history", 0], threshold=0.1, strength=0.1, momentum=0.9
+    )
+    found["saved"]["anchor"] = node("HeliosAnchorHistory", history=["steady", 0], strength=0.5)
+    found["saved"]["render"]["inputs"]["history"] = ["anchor", 0]
     found["core"] = _core()
     return found
 
@@ -94,7 +101,8 @@ def _core() -> dict[str, Any]:
     graph["sample"] = node("SamplerCustomAdvanced", noise=["noise", 0], guider=["guider", 0], sampler=["sampler", 0],
                            sigmas=["sigmas", 0], latent_image=["empty", 0])  # fmt: skip
     graph["decode"] = node("HeliosDecode", latent=["sample", 0], vae=["vae", 0])
-    graph["keep"] = node("PreviewImage", images=["decode", 0])
+    graph["hold"] = node("HeliosColourAnchor", images=["decode", 0], strength=1.0, chunk_frames=11)
+    graph["keep"] = node("PreviewImage", images=["hold", 0])
     return graph
 
 

@@ -37,8 +37,8 @@ from helios_core.take.history_file import load_history, save_history
 from helios_core.take.store import ChunkStore
 from helios_core.take.take import Take, check_name
 from helios_core.video.growing import GrowingVideo
+from helios_core.video.reader import read_video
 from helios_core.video.segments import VideoSettings, encode_segment
-from helios_core.video.writer import read_video
 
 KEY, PREVIOUS = "a" * 40, "b" * 40
 SETTINGS = VideoSettings(16, 16)

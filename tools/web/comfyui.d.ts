@@ -44,6 +44,8 @@ interface ComfyNode {
   previewMediaType?: string
   addDOMWidget(name: string, type: string, element: HTMLElement, options?: DOMWidgetOptions): ComfyWidget
   removeWidget(widget: ComfyWidget): void
+  setSize(size: [number, number]): void
+  getInputNode?(slot: number): ComfyNode | null
   [other: string]: any
 }
 

@@ -1,130 +1,33 @@
-// One node's film strip: a cell per chunk, numbers, and a player for finished parts. It draws a TakeState; where
-// takes come from and what its buttons do is the business of film_strip.js.
+// One node's film strip: a line that tells how the take goes, a player, a timeline, and what can be done with the
+// chosen chunk. It draws a TakeState and a Plan; where they come from and what its buttons do is film_strip.js's
+// business.
 
+import { button, clock, element, filmLength } from './dom.js'
+import { staleFrom } from './plan.js'
+import { Player } from './player.js'
+import { chunkSeconds, finishedChunks, rowIndexAt } from './takes.js'
+import { Timeline } from './timeline.js'
+
+/** @typedef {import('./takes.js').TakeState} TakeState */
+/** @typedef {import('./takes.js').ChunkState} ChunkState */
+/** @typedef {import('./plan.js').Plan} Plan */
+/** @typedef {import('./player.js').Source} Source */
 /**
- * One chunk that is no longer waiting; see ChunkState in nodes/live/events.py.
- * @typedef {object} ChunkState
- * @property {number} chunk
- * @property {'sampling' | 'decoding' | 'finished'} state
- * @property {number | null} stage
- * @property {number | null} step
- * @property {number | null} total
- * @property {boolean | null} reused
- * @property {boolean} thumbnail
- * @property {boolean} video
- */
-/**
- * A take at one moment; see TakeState in nodes/live/events.py.
- * @typedef {object} TakeState
- * @property {string} id
- * @property {string} node
- * @property {string | null} workflow
- * @property {number} first_chunk
- * @property {number} num_chunks
- * @property {number} chunk_frames
- * @property {number} film_fps
- * @property {number} width
- * @property {number} height
- * @property {number} seed
- * @property {[number, string][]} rows
- * @property {'running' | 'finished' | 'interrupted' | 'failed'} status
- * @property {string} message
- * @property {Progress} progress
- * @property {ChunkState[]} chunks
- */
-/** @typedef {{film_seconds: number, fps: number, seconds_left: number | null}} Progress */
-/**
- * What a strip asks of the page.
+ * What a strip asks of the page. Without `plan` it shows a take and changes nothing.
  * @typedef {object} StripHost
  * @property {(take: TakeState, chunk: number, part: 'thumbnail' | 'video') => string} address of a picture or part
+ * @property {(take: TakeState) => string} filmAddress of the finished film
  * @property {(address: string) => Promise<boolean>} exists whether there is something to load
- * @property {(take: TakeState, chunk: number) => string} redo queues again from a chunk on; what to say about it
- * @property {() => void} resized
+ * @property {(take: TakeState) => Promise<string>} resume queues the take again; what to say about it
+ * @property {() => Plan} [plan] what the workflow says now
+ * @property {(rows: [number, string][]) => void} [writeRows] changes its prompts
+ * @property {(take: TakeState, chunk: number) => string} [redo] queues again from a chunk on; what to say about it
+ * @property {(strip: FilmStrip) => void} [enlarge] shows the strip over the whole window, or back in its place
  */
 
-const IDLE = 'Film strip: every chunk shows here as it renders.'
-const GONE = 'This part is no longer in the store. Queue the workflow again to make it again.'
-const UNPLAYABLE = 'This browser cannot play the codec of this film; h264 plays everywhere.'
-
-/**
- * @template {keyof HTMLElementTagNameMap} K
- * @param {K} tag
- * @param {string} [name] of its class, after "helios-strip-"
- * @param {HTMLElement[]} children
- * @returns {HTMLElementTagNameMap[K]}
- */
-function element(tag, name, ...children) {
-  const made = document.createElement(tag)
-  if (name) made.className = `helios-strip-${name}`
-  made.append(...children)
-  return made
-}
-
-/** @param {number} seconds */
-function clock(seconds) {
-  const whole = Math.round(seconds)
-  const [hours, minutes] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60]
-  const tail = String(whole % 60).padStart(2, '0')
-  return hours ? `${hours}:${String(minutes).padStart(2, '0')}:${tail}` : `${minutes}:${tail}`
-}
-
-/** @param {number} seconds */
-const film = (seconds) => (seconds < 100 ? `${seconds.toFixed(1)} s` : clock(seconds))
-
-/** @param {[number, string][]} rows @param {number} chunk @returns {[number, string] | undefined} the row in force */
-const rowAt = (rows, chunk) => rows.filter(([first]) => first <= chunk).at(-1)
-
-/** The elements of one chunk. */
-class Cell {
-  /** @param {number} chunk @param {[number, string] | undefined} row in force */
-  constructor(chunk, row) {
-    this.note = element('span', 'note')
-    this.step = element('span', 'step')
-    this.reused = element('span', 'tag helios-strip-reused')
-    this.reused.textContent = 'reused'
-    const index = element('span', 'tag helios-strip-index')
-    index.textContent = String(chunk)
-    this.play = element('button', 'play', this.note, this.step, index, this.reused)
-    this.redo = element('button', 'redo')
-    this.redo.textContent = '↻'
-    this.redo.title = `Render again from chunk ${chunk}, with another seed`
-    const text = element('div', 'row')
-    text.textContent = row?.[1] ?? ''
-    text.title = row?.[1] ?? ''
-    text.toggleAttribute('data-first', row?.[0] === chunk)
-    this.root = element('div', 'cell', this.play, this.redo, text)
-    this.root.dataset.chunk = String(chunk)
-    this.play.type = this.redo.type = 'button'
-    this.show(undefined, null)
-  }
-
-  /**
-   * @param {ChunkState | undefined} state undefined while it waits
-   * @param {string | null} thumbnail its address
-   */
-  show(state, thumbnail) {
-    const kind = state?.state ?? 'waiting'
-    this.root.dataset.state = kind
-    this.play.disabled = this.redo.hidden = kind !== 'finished'
-    this.reused.hidden = !state?.reused
-    this.note.textContent = kind === 'finished' ? 'done' : kind
-    const sampled = kind === 'sampling' && state?.step && state.total ? state.step / state.total : 0
-    if (sampled) this.note.textContent = `stage ${state?.stage}\nstep ${state?.step}/${state?.total}`
-    this.note.style.whiteSpace = 'pre-line'
-    this.step.style.width = `${100 * sampled}%`
-    this.play.title = `Chunk ${this.root.dataset.chunk}: ${kind === 'finished' ? 'play this part' : kind}`
-    const shown = this.play.querySelector('img')
-    if (thumbnail && shown?.getAttribute('src') === thumbnail) return
-    shown?.remove()
-    if (!thumbnail) return
-    const picture = document.createElement('img')
-    picture.loading = 'lazy'
-    picture.draggable = false
-    picture.alt = ''
-    picture.src = thumbnail
-    this.note.after(picture)
-  }
-}
+const IDLE = 'Press Run: the film appears here.'
+const WORDS = { finished: 'finished', interrupted: 'stopped', failed: 'failed', lost: 'ComfyUI is away' }
+const NO_SCHEDULE = 'To split the film, connect Helios Prompt Schedule (Text) to positive.'
 
 export class FilmStrip {
   /** @param {StripHost} host */
@@ -132,77 +35,103 @@ export class FilmStrip {
     this.host = host
     /** @type {TakeState | null} */
     this.take = null
-    /** Height of the content, in units of the graph. */
-    this.height = 32
-    /** @type {Map<number, Cell>} */
-    this._cells = new Map()
     /** @type {Map<number, ChunkState>} */
-    this._changed = new Map()
-    this._frame = 0
-    /** @type {number | null} */
-    this._open = null
+    this._states = new Map()
     this._said = ''
-    this._title = element('span')
-    this._numbers = element('span', 'numbers')
-    this._head = element('div', 'head', this._title, this._numbers)
-    this._fill = element('div')
-    this._bar = element('div', 'bar', this._fill)
-    this._message = element('div', 'message')
-    this._screen = element('div')
-    this._caption = element('span')
-    const again = element('button')
-    again.textContent = 'Render again from here'
-    again.dataset.action = 'redo'
-    const close = element('button')
-    close.textContent = 'Close'
-    close.dataset.action = 'close'
-    for (const button of [again, close]) button.type = 'button'
-    this._player = element('div', 'player', this._screen, element('div', 'caption', this._caption, again, close))
-    this._grid = element('div', 'cells')
-    // The page's canvas leaves the wheel to elements with this mark.
-    this._grid.dataset.captureWheel = 'true'
-    this.inner = element('div', 'inner', this._head, this._bar, this._message, this._player, this._grid)
-    this.root = document.createElement('div')
-    this.root.className = 'helios-strip'
-    this.root.append(this.inner)
-    this.root.addEventListener('click', (event) => this._clicked(event))
+    this._chosen = 0
+    this._frame = 0
+    /** The finished film, once it is known to be there. @type {Source | null} */
+    this._film = null
+    this._title = element('span', 'strip-title')
+    this._title.setAttribute('role', 'status')
+    this._numbers = element('span', 'strip-numbers')
+    this._fill = element('div', 'strip-fill')
+    this._message = element('div', 'strip-message')
+    this.player = new Player({ exists: host.exists, moved: (seconds) => this._moved(seconds) })
+    this.timeline = new Timeline({
+      state: (chunk) => this._states.get(chunk),
+      thumbnail: (chunk) => this._thumbnail(chunk),
+      chosen: (chunk) => this.choose(chunk, true),
+      moveRow: (row, first) => this._editRows((rows) => (rows[row][0] = first)),
+      writeRow: (row, text) => this._editRows((rows) => (rows[row][1] = text))
+    })
+    this._caption = element('span', 'strip-caption')
+    this._buttons = {
+      resume: button('Continue', 'Queue this take again; it goes on at the first missing chunk', 'resume'),
+      redo: button('↻ Roll again', 'Render again from the chosen chunk on, with another seed (R)', 'redo'),
+      split: button('Split', 'Begin another prompt at the chosen chunk (S)', 'split'),
+      enlarge: button('⤢', 'Show over the whole window', 'enlarge')
+    }
+    this._actions = element('div', 'strip-actions', this._caption, ...Object.values(this._buttons))
+    this.inner = element(
+      'div',
+      'strip-inner',
+      element('div', 'strip-head', this._title, this._numbers),
+      element('div', 'strip-bar', this._fill),
+      this._message,
+      this.player.root,
+      this.timeline.root,
+      this._actions
+    )
+    this.root = element('div', 'strip', this.inner)
+    this.inner.addEventListener('click', (event) => this._clicked(event))
+    this.inner.addEventListener('keydown', (event) => this._pressed(event))
     // Errors of pictures do not bubble: one listener sees them all on their way down.
-    this.root.addEventListener('error', (event) => this._failed(event), true)
-    this._player.hidden = true
-    this._drawHead()
-    this._observer = new ResizeObserver(() => this._measure())
-    this._observer.observe(this.inner)
+    this.inner.addEventListener('error', (event) => this.timeline.failed(event.target), true)
+    this.player.reset(IDLE)
+    this._draw()
   }
+
+  // -- what the page tells -------------------------------------------------------------------------
 
   /** @param {TakeState} take */
   show(take) {
     if (this.take?.id !== take.id) {
-      this._close()
-      this._cells.clear()
       this._said = ''
-      for (let chunk = take.first_chunk; chunk < take.first_chunk + take.num_chunks; chunk++)
-        this._cells.set(chunk, new Cell(chunk, rowAt(take.rows, chunk)))
-      this._grid.replaceChildren(...[...this._cells.values()].map((cell) => cell.root))
+      this._film = null
+      this.player.reset(take.status === 'running' ? '' : 'Choose a chunk to play it.')
+      this._chosen = take.first_chunk
+      this.timeline.chosen = take.first_chunk
       this.inner.style.setProperty('--helios-aspect', `${take.width} / ${take.height}`)
     }
     this.take = take
-    this.root.dataset.take = take.id
-    for (const chunk of take.chunks) this._changed.set(chunk.chunk, chunk)
+    this.root.dataset.take = this.inner.dataset.take = take.id
+    this._states = new Map(take.chunks.map((chunk) => [chunk.chunk, chunk]))
+    this.end()
+  }
+
+  /** The workflow changed. */
+  planned() {
     this._schedule()
   }
 
   /** @param {ChunkState} chunk */
   change(chunk) {
-    this._changed.set(chunk.chunk, chunk)
+    this._states.set(chunk.chunk, chunk)
+    if (chunk.state === 'finished') this._load()
+    if (chunk.state !== 'finished' && !this.inner.matches(':hover, :focus-within')) this.timeline.reveal(chunk.chunk)
     this._schedule()
   }
 
   /** The take, as this strip knows it, has ended. */
   end() {
+    this._load()
     this._schedule()
   }
 
-  /** Draws at the next frame, however many events come before. */
+  /** A picture of the chunk at work. @param {string} address */
+  live(address) {
+    if (this.take?.status === 'running') this.player.live(address)
+  }
+
+  /** @param {string} sentence */
+  say(sentence) {
+    this._said = sentence
+    this._schedule()
+  }
+
+  // -- drawing -------------------------------------------------------------------------------------
+
   _schedule() {
     this._frame ||= requestAnimationFrame(() => {
       this._frame = 0
@@ -212,151 +141,204 @@ export class FilmStrip {
 
   _draw() {
     const take = this.take
-    if (!take) return
-    for (const [index, state] of this._changed) {
-      const address = state.thumbnail ? this.host.address(take, index, 'thumbnail') : null
-      this._cells.get(index)?.show(state, address)
-    }
-    const active = [...this._changed.values()].filter((chunk) => chunk.state !== 'finished').at(-1)
-    this._changed.clear()
-    if (active && !this._grid.matches(':hover')) this._scrollTo(active.chunk)
-    this._drawHead()
+    const plan = take?.status === 'running' ? undefined : this.host.plan?.()
+    this.root.dataset.status = this.inner.dataset.status = take?.status ?? 'idle'
+    this._drawHead(take)
+    this._drawTimeline(take, plan)
+    this._drawActions(take)
   }
 
-  /**
-   * Scrolls the grid alone: scrollIntoView would move the page's canvas as well. Rows out of view have estimated
-   * heights until they are shown, so it looks again.
-   * @param {number} chunk
-   */
-  _scrollTo(chunk, looks = 3) {
-    const cell = this._cells.get(chunk)?.root
-    if (!cell) return
-    const [top, bottom] = [cell.offsetTop, cell.offsetTop + cell.offsetHeight]
-    if (top < this._grid.scrollTop) this._grid.scrollTop = top
-    else if (bottom > this._grid.scrollTop + this._grid.clientHeight)
-      this._grid.scrollTop = bottom - this._grid.clientHeight
-    if (looks > 1) requestAnimationFrame(() => this._scrollTo(chunk, looks - 1))
-  }
-
-  _drawHead() {
-    const take = this.take
-    this._bar.hidden = this._grid.hidden = !take
-    this.root.dataset.status = take?.status ?? 'idle'
-    if (!take) {
-      this._title.textContent = IDLE
-      this._title.style.color = 'var(--descrip-text, #999)'
-      this._message.hidden = true
-      return
-    }
-    this._title.style.color = ''
-    const done = take.chunks.filter((chunk) => chunk.state === 'finished').length
-    const numbers = [`${film(take.progress.film_seconds)} of film`]
-    if (take.progress.fps) numbers.push(`${take.progress.fps.toFixed(take.progress.fps < 10 ? 2 : 1)} fps`)
-    if (take.status === 'running' && take.progress.seconds_left !== null)
+  /** @param {TakeState | null} take */
+  _drawHead(take) {
+    const done = take ? finishedChunks(take) : 0
+    this._title.textContent = take ? `${done} of ${take.num_chunks} chunks, ${this._words(take, done)}` : 'Film strip'
+    const numbers = take ? [`${filmLength(take.progress.film_seconds)} of film`] : []
+    if (take?.progress.fps) numbers.push(`${take.progress.fps.toFixed(take.progress.fps < 10 ? 2 : 1)} fps`)
+    if (take?.status === 'running' && take.progress.seconds_left !== null && done < take.num_chunks)
       numbers.push(`${clock(take.progress.seconds_left)} left`)
     this._numbers.textContent = numbers.join(' · ')
-    const words = { running: 'rendering', finished: 'finished', interrupted: 'stopped', failed: 'failed' }
-    this._title.textContent = `${done} of ${take.num_chunks} chunks, ${words[take.status]}`
-    this._fill.style.width = `${(100 * done) / take.num_chunks}%`
-    this._message.textContent = this._said || take.message
+    this._fill.style.width = take ? `${(100 * done) / take.num_chunks}%` : '0'
+    this._message.textContent = this._said || take?.message || ''
     this._message.hidden = !this._message.textContent
   }
 
-  /** @param {string} sentence */
-  say(sentence) {
-    this._said = sentence
-    this._drawHead()
+  /** @param {TakeState} take @param {number} done */
+  _words(take, done) {
+    if (take.status !== 'running') return WORDS[take.status]
+    const active = take.chunks.filter(({ state }) => state !== 'finished').at(-1)
+    if (!active) return done < take.num_chunks ? 'rendering' : 'writing the file'
+    const steps = active.state === 'sampling' && active.step
+    const at = steps ? `stage ${(active.stage ?? 0) + 1}, step ${active.step} of ${active.total}` : active.state
+    return `chunk ${active.chunk + 1}: ${at}`
+  }
+
+  /** @param {TakeState | null} take @param {Plan} [plan] */
+  _drawTimeline(take, plan) {
+    const first = take?.first_chunk ?? 0
+    const count = Math.max(take?.num_chunks ?? 0, plan?.num_chunks ?? 0)
+    const stale = take && plan ? staleFrom(take, plan, count) : Infinity
+    const fps = take?.film_fps ?? plan?.film_fps ?? 1
+    this.timeline.show({
+      first,
+      count,
+      seconds: take ? chunkSeconds(take) : 33 / fps,
+      rows: plan?.rows.length ? plan.rows : (take?.rows ?? []),
+      seeds: plan?.seeds ?? take?.seed_changes ?? [],
+      stale,
+      editable: Boolean(plan?.editable && this.host.writeRows)
+    })
+  }
+
+  /** @param {TakeState | null} take */
+  _drawActions(take) {
+    const { resume, redo, split, enlarge } = this._buttons
+    const stopped = take && ['interrupted', 'failed'].includes(take.status)
+    resume.hidden = !stopped || !take.resumable
+    redo.hidden = !this.host.redo || !take
+    redo.disabled = this._states.get(this._chosen)?.state !== 'finished'
+    split.hidden = !this.host.writeRows
+    enlarge.hidden = !this.host.enlarge
+    this._caption.textContent = take ? `Chunk ${this._chosen + 1}` : ''
+  }
+
+  /** @param {number} chunk @returns {string | null} */
+  _thumbnail(chunk) {
+    return this.take && this._states.get(chunk)?.thumbnail ? this.host.address(this.take, chunk, 'thumbnail') : null
+  }
+
+  // -- playing -------------------------------------------------------------------------------------
+
+  /** Gives the player what there is: the finished film, else the parts of it. */
+  _load() {
+    const take = this.take
+    if (!take) return
+    const seconds = chunkSeconds(take)
+    const length = take.num_chunks * seconds
+    if (this._film) {
+      this.player.load([this._film], length)
+      return
+    }
+    if (take.status === 'finished' && take.film) void this._findFilm(take, length)
+    const parts = [...this._states.values()].filter(({ state, thumbnail }) => state === 'finished' && thumbnail)
+    parts.sort((a, b) => a.chunk - b.chunk)
+    this.player.load(parts.map((part) => this._source(take, part)), length)
+  }
+
+  /** @param {TakeState} take @param {number} length in seconds */
+  async _findFilm(take, length) {
+    const film = { from: 0, to: length, address: this.host.filmAddress(take), video: true }
+    const there = await this.host.exists(film.address)
+    if (this.take?.id !== take.id || !there || this._film) return
+    this._film = film
+    this.player.load([film], length)
+    void this.player.seek(this.player.seconds, this.player.wants)
+  }
+
+  /** @param {TakeState} take @param {ChunkState} part @returns {Source} */
+  _source(take, part) {
+    const seconds = chunkSeconds(take)
+    const from = (part.chunk - take.first_chunk) * seconds
+    const address = this.host.address(take, part.chunk, part.video ? 'video' : 'thumbnail')
+    return { from, to: from + seconds, address, video: part.video }
+  }
+
+  /** @param {number} seconds */
+  _moved(seconds) {
+    if (!this.take) return
+    this.timeline.moveHead(seconds)
+    const { first_chunk, num_chunks } = this.take
+    const chunk = first_chunk + Math.min(num_chunks - 1, Math.floor(seconds / chunkSeconds(this.take) + 1e-3))
+    if (chunk !== this._chosen) this.choose(chunk)
+  }
+
+  /** @param {number} chunk @param {boolean} [play] whether the film goes there, too */
+  choose(chunk, play = false) {
+    const { first, count, seconds } = this.timeline.model
+    this._chosen = Math.min(Math.max(chunk, first), first + Math.max(0, count - 1))
+    this.timeline.choose(this._chosen)
+    this._schedule()
+    if (play && this._states.get(this._chosen)?.state === 'finished')
+      void this.player.seek((this._chosen - first) * seconds, true)
+  }
+
+  // -- what people do ------------------------------------------------------------------------------
+
+  /** @param {(rows: [number, string][]) => void} edit */
+  _editRows(edit) {
+    const rows = this.host.plan?.().rows.map(([first, text]) => /** @type {[number, string]} */ ([first, text]))
+    if (!rows) return
+    edit(rows)
+    this.host.writeRows?.(rows)
+    this._draw()
+  }
+
+  split() {
+    const plan = this.host.plan?.()
+    if (!plan) return
+    if (plan.editable !== 'schedule') {
+      this.say(NO_SCHEDULE)
+      return
+    }
+    const at = rowIndexAt(plan.rows, this._chosen)
+    if (at >= 0 && plan.rows[at][0] !== this._chosen)
+      this._editRows((rows) => rows.splice(at + 1, 0, [this._chosen, rows[at][1]]))
+    const row = rowIndexAt(this.host.plan?.().rows ?? [], this._chosen)
+    // Once the timeline has drawn the new band.
+    requestAnimationFrame(() => this.timeline.bands.edit(row))
+  }
+
+  /** @param {string | undefined} action */
+  _do(action) {
+    const take = this.take
+    if (action === 'split') this.split()
+    else if (action === 'enlarge') this.host.enlarge?.(this)
+    else if (take && action === 'redo' && this.host.redo && !this._buttons.redo.disabled)
+      this.say(this.host.redo(take, this._chosen))
+    else if (take && action === 'resume') void this.host.resume(take).then((sentence) => this.say(sentence))
   }
 
   /** @param {Event} event */
   _clicked(event) {
     const target = /** @type {HTMLElement} */ (event.target).closest('button')
-    const take = this.take
-    if (!target || !take) return
-    const chunk = Number(/** @type {HTMLElement | null} */ (target.closest('[data-chunk]'))?.dataset.chunk ?? this._open)
-    if (target.dataset.action === 'close') this._close()
-    else if (target.dataset.action === 'redo' || target.className.includes('redo')) this.say(this.host.redo(take, chunk))
-    else if (chunk === this._open) this._close()
-    else void this.play(chunk)
+    this._do(target?.dataset.action)
   }
 
-  /** @param {Event} event */
-  _failed(event) {
+  /** @param {KeyboardEvent} event */
+  _pressed(event) {
     const target = /** @type {HTMLElement} */ (event.target)
-    const cell = this._cells.get(Number(/** @type {HTMLElement | null} */ (target.closest('[data-chunk]'))?.dataset.chunk))
-    if (cell && target.tagName === 'IMG') {
-      target.remove()
-      cell.note.textContent = 'no picture'
-    } else if (target.tagName === 'VIDEO' && this._open !== null) this._screenText(UNPLAYABLE)
-  }
-
-  /** Opens the player with a finished chunk. @param {number} chunk */
-  async play(chunk) {
-    const take = this.take
-    const state = take?.chunks.find((known) => known.chunk === chunk)
-    if (!take || state?.state !== 'finished') return
-    this._close()
-    this._open = chunk
-    this._cells.get(chunk)?.root.toggleAttribute('data-open', true)
-    const seconds = take.chunk_frames / take.film_fps
-    this._caption.textContent = `Chunk ${chunk}, ${film(chunk * seconds)} to ${film((chunk + 1) * seconds)}`
-    this._screenText('Loading …')
-    this._player.hidden = false
-    const address = this.host.address(take, chunk, state.video ? 'video' : 'thumbnail')
-    const exists = await this.host.exists(address)
-    if (this._open !== chunk || this.take?.id !== take.id) return
-    if (exists) this._screen.replaceChildren(state.video ? this._video(address) : this._picture(address))
-    else this._screenText(GONE)
-  }
-
-  /** @param {string} address */
-  _video(address) {
-    const video = document.createElement('video')
-    Object.assign(video, { src: address, controls: true, loop: true, muted: true, autoplay: true, playsInline: true })
-    return video
-  }
-
-  /** @param {string} address */
-  _picture(address) {
-    const picture = document.createElement('img')
-    picture.src = address
-    picture.alt = ''
-    return picture
-  }
-
-  /** @param {string} text */
-  _screenText(text) {
-    const line = element('div', 'message')
-    line.textContent = text
-    this._screen.replaceChildren(line)
-  }
-
-  _close() {
-    if (this._open !== null) this._cells.get(this._open)?.root.removeAttribute('data-open')
-    this._open = null
-    this._player.hidden = true
-    const video = this._screen.querySelector('video')
-    if (video) {
-      // Taken out first, so that the source's removal is no error of this player's.
-      video.remove()
-      video.removeAttribute('src')
-      video.load()
+    const isField = target.matches('textarea, input')
+    if (isField || event.ctrlKey || event.metaKey || event.altKey) return
+    const { first, count } = this.timeline.model
+    /** @type {Record<string, () => void>} */
+    const keys = {
+      ' ': () => this.player.toggle(),
+      ArrowLeft: () => this._step(this._chosen - 1),
+      ArrowRight: () => this._step(this._chosen + 1),
+      Home: () => this._step(first),
+      End: () => this._step(first + count - 1),
+      r: () => this._do('redo'),
+      s: () => this._do('split')
     }
-    this._screen.replaceChildren()
+    const act = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key]
+    if (!act || (event.key === ' ' && target.matches('button'))) return
+    // The page has its own meaning for these keys.
+    event.preventDefault()
+    event.stopPropagation()
+    act()
   }
 
-  _measure() {
-    const height = this.inner.offsetHeight
-    // Zero while the page does not show it.
-    if (!height || height === this.height) return
-    this.height = height
-    this.host.resized()
+  /** @param {number} chunk */
+  _step(chunk) {
+    this.choose(chunk)
+    const { first, seconds } = this.timeline.model
+    if (this._states.get(this._chosen)?.state === 'finished')
+      void this.player.seek((this._chosen - first) * seconds, this.player.wants)
   }
 
   /** Ends everything that would outlive the node. */
   dispose() {
     cancelAnimationFrame(this._frame)
-    this._observer.disconnect()
-    this._close()
+    this.timeline.dispose()
+    this.player.reset('')
   }
 }

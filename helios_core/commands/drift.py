@@ -1,0 +1,40 @@
+"""Command line: ``python -m helios_core drift``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..errors import HeliosError
+from ..take.store import write_atomically
+from ..variants import CHUNK_FRAMES
+from ..video.drift.plot import save_picture
+from ..video.drift.report import report_file
+
+
+def add_command(commands: Any) -> None:
+    """Adds ``drift`` to the command line's subparsers."""
+    command = commands.add_parser("drift", help="measure how the colour, sharpness and motion of videos change")
+    command.add_argument("files", type=Path, nargs="+", metavar="FILE", help="video files")
+    command.add_argument("--chunk-frames", type=int, default=CHUNK_FRAMES, help="frames between two borders")
+    command.add_argument(
+        "--prompt-changes", type=int, nargs="+", default=(), metavar="CHUNK", help="marked in the plot"
+    )
+    command.add_argument("--plot", action="store_true", help="also write a plot beside each file, NAME.drift.png")
+    command.add_argument("--json", action="store_true", help="also write the figures beside each file, NAME.drift.json")
+    command.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    for file in options.files:
+        report = report_file(file, file.name, options.chunk_frames, options.prompt_changes)
+        print(report.text())
+        if options.plot:
+            save_picture(report, file.with_name(f"{file.stem}.drift.png"))
+        if options.json:
+            target = file.with_name(f"{file.stem}.drift.json")
+            try:
+                write_atomically(target, report.json().encode(), durable=False)
+            except OSError as error:
+                raise HeliosError(f"{target} cannot be written ({error.strerror}); copy the video elsewhere.") from None

@@ -1,0 +1,120 @@
+"""Helios Drift Report: how a film changes on its way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import numpy as np
+import torch
+from comfy_api.latest import InputImpl, io, ui
+from torch import Tensor
+
+from ..helios_core.errors import HeliosError, shortened
+from ..helios_core.take.film import MOST_CHUNKS
+from ..helios_core.variants import CHUNK_FRAMES
+from ..helios_core.video.drift.meter import opencv
+from ..helios_core.video.drift.plot import picture
+from ..helios_core.video.drift.report import DriftReport, report_frames, report_video
+from ..helios_core.video.reader import VideoReader
+from .adapters.sockets import check_text
+
+
+class HeliosDriftReport(io.ComfyNode):
+    """Measures how colour, sharpness and motion of a film change, and how strong its seams are."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HeliosDriftReport",
+            display_name="Helios Drift Report",
+            category="Helios/video",
+            description="Measures how a film changes on its way: brightness, contrast, colour, sharpness and motion of "
+            "every chunk, the seams between chunks, and the first 15 % of its frames against the last.",
+            search_aliases=["helios drift", "helios quality", "helios seams", "helios bench", "video statistics"],
+            is_output_node=True,
+            inputs=[
+                io.MultiType.Input(
+                    "video",
+                    [io.Video, io.Image],
+                    tooltip="A VIDEO, which is read frame by frame whatever its length, or frames as IMAGE.",
+                ),
+                io.Int.Input(
+                    "chunk_frames",
+                    default=CHUNK_FRAMES,
+                    min=2,
+                    max=10_000,
+                    advanced=True,
+                    tooltip="Frames from one chunk's border to the next. Helios makes 33.",
+                ),
+                io.String.Input(
+                    "prompt_changes",
+                    default="",
+                    optional=True,
+                    tooltip="Chunks at which the prompt changes, like '7, 14': marked in the plot, where a change is "
+                    "no fault.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="plot", tooltip="A curve for every measure; red is worth a look."),
+                io.String.Output(display_name="json", tooltip="All figures, for other programs."),
+                io.String.Output(display_name="text", tooltip="A table of both ends, and what drifts in one sentence."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, prompt_changes: str | None = None) -> bool | str:
+        try:
+            check_text("prompt_changes", prompt_changes or "")
+            chunk_numbers(prompt_changes or "")
+        except HeliosError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, video: Any, chunk_frames: int, prompt_changes: str = "") -> io.NodeOutput:
+        opencv()  # refused before a long file is opened
+        report = _report(video, chunk_frames, chunk_numbers(prompt_changes))
+        plot = torch.from_numpy(picture(report)).unsqueeze(0).float() / 255
+        return io.NodeOutput(plot, report.json(), report.text(), ui=ui.PreviewImage(plot, cls=cls))
+
+
+def chunk_numbers(text: str) -> tuple[int, ...]:
+    """Chunks listed as ``7, 14``.
+
+    Raises:
+        HeliosError: not whole numbers, or beyond the longest film.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    for part in parts:
+        if not re.fullmatch(r"[0-9]{1,5}", part) or int(part) > MOST_CHUNKS:
+            raise HeliosError(f"prompt_changes has {shortened(part)}, no chunk; list chunk numbers like '7, 14'.")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def _report(video: Any, chunk_frames: int, changes: tuple[int, ...]) -> DriftReport:
+    if isinstance(video, Tensor):
+        return report_frames(_interruptible(_pixels(video)), "frames", chunk_frames, changes)
+    if isinstance(video, InputImpl.VideoFromFile):
+        source = video.get_stream_source()
+        with VideoReader(source, *video.get_active_trim_window()) as reader:
+            name = Path(source).name if isinstance(source, str | Path) else "video"
+            return report_video(reader, name, chunk_frames, changes, _interruptible)
+    return report_frames(_interruptible(_pixels(video.get_components().images)), "video", chunk_frames, changes)
+
+
+def _pixels(images: Tensor) -> Iterator[np.ndarray]:
+    """IMAGE [F,H,W,C] in 0..1 -> frames, uint8 [H,W,3]."""
+    if images.ndim != 4 or images.shape[-1] < 3 or not images.shape[0]:
+        raise HeliosError(f"video has shape {list(images.shape)}; give frames as IMAGE, [frames, height, width, 3].")
+    for image in images:
+        yield image[..., :3].float().clamp(0, 1).mul(255).round().to("cpu", torch.uint8).numpy()
+
+
+def _interruptible(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    for frame in frames:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        yield frame

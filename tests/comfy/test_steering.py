@@ -1,0 +1,131 @@
+"""Anti-drift, another anchor and held colours in a real ComfyUI, on helios-tiny."""
+
+import numpy as np
+import pytest
+import torch
+from helios_comfy_graphs import film, node
+from safetensors.torch import load_file
+
+from helios_core.take.history_file import load_history
+from helios_core.video.colour import anchored
+from helios_core.video.reader import read_video
+from helios_core.video.segments import VideoSettings, encode_segment
+from helios_setup.errors import PromptRejectedError
+from helios_setup.server import failure, output_files
+
+ALWAYS = {"threshold": 0.0, "strength": 0.1, "momentum": 0.9}
+
+
+def output(comfy):
+    return comfy.log_file.parent / "output"
+
+
+def chunks(seed, history="history", **changes):
+    """The film of `graphs.film`, by Sample Chunk nodes and a chain; latents of both are saved."""
+    graph = film(seed=seed, **changes)
+    inputs = {name: value for name, value in graph.pop("render")["inputs"].items()
+              if name in ("model", "positive", "negative", "cfg", "sampler", "seed")}  # fmt: skip
+    for name, history_of in (("0", [history, 0]), ("1", ["0", 1]), ("2", ["1", 1])):
+        graph[name] = node("HeliosSampleChunk", **inputs, history=history_of)
+    graph["chain"] = node("HeliosChunkChain", **inputs, history=[history, 0], num_chunks=3)
+    return graph, inputs
+
+
+def saved(comfy, graph, *names):
+    """Latents of nodes, by SaveLatent."""
+    graph = dict(graph)
+    for name in names:
+        graph[f"save {name}"] = node("SaveLatent", samples=[name, 0], filename_prefix=f"latents/{name}")
+    entry = comfy.run(graph)
+    found = []
+    for name in names:
+        (shown,) = entry["outputs"][f"save {name}"]["latents"]
+        found.append(load_file(output(comfy) / shown["subfolder"] / shown["filename"])["latent_tensor"])
+    return found
+
+
+def test_anti_drift_in_chunks_and_chain_is_one_film_and_changes_it(comfy):
+    graph, _ = chunks(seed=401)
+    plain = saved(comfy, graph, "chain")[0].split(9, dim=2)
+    graph, _ = chunks(seed=401, history="steady")
+    graph["steady"] = node("HeliosAntiDrift", history=["history", 0], **ALWAYS)
+    *single, chain = saved(comfy, graph, "0", "1", "2", "chain")
+    assert torch.equal(torch.cat(single, dim=2), chain)
+    # The second chunk departs and is shown as it is; the third sees another past.
+    assert torch.equal(single[0], plain[0]) and torch.equal(single[1], plain[1])
+    assert not torch.equal(single[2], plain[2])
+
+
+def test_off_and_never_stepping_in_are_the_same_latents(comfy):
+    graph, _ = chunks(seed=402)
+    (off,) = saved(comfy, graph, "chain")
+    graph, _ = chunks(seed=402, history="steady")
+    graph["steady"] = node("HeliosAntiDrift", history=["history", 0], **ALWAYS | {"threshold": 100.0})
+    assert torch.equal(saved(comfy, graph, "chain")[0], off)
+
+
+def test_the_film_strip_and_the_manifest_tell_where_it_stepped_in(comfy):
+    graph = film("steady", chunks=3, seed=403, history=["steady", 0], take="steady")
+    graph["steady"] = node("HeliosAntiDrift", history=["history", 0], **ALWAYS)
+    graph["keep"] = node("HeliosSaveHistory", history=["render", 1], filename_prefix="helios_history/steady")
+    for _ in range(2):  # the second time from the store
+        comfy.run(graph)
+        take = comfy.get("/helios/takes")["takes"][-1]
+        assert [cell["anti_drift"] for cell in take["chunks"]] == [False, True, True]
+    (file, *_) = sorted((output(comfy) / "helios_history").glob("steady_*.safetensors"))
+    kept = load_history(file).anti_drift
+    assert kept.corrupted and kept.mean.shape == (1, 16) and kept.threshold == 0
+
+
+def test_another_anchor_reaches_the_next_chunk_alone(comfy):
+    graph, inputs = chunks(seed=404)
+    graph["image"] = node("EmptyImage", width=96, height=80, batch_size=1, color=0x3366CC)
+    graph["scene"] = node("HeliosAnchorHistory", history=["1", 1], strength=1.0)
+    graph["picture"] = node("HeliosAnchorHistory", history=["1", 1], strength=1.0, image=["image", 0], vae=["vae", 0])
+    graph["half"] = node("HeliosAnchorHistory", history=["1", 1], strength=0.5, image=["image", 0], vae=["vae", 0])
+    graph["none"] = node("HeliosAnchorHistory", history=["1", 1], strength=0.0)
+    names = ("scene", "picture", "half", "none")
+    for name in names:
+        graph[f"2 {name}"] = node("HeliosSampleChunk", **inputs, history=[name, 0])
+    plain, *others = saved(comfy, graph, "2", *(f"2 {name}" for name in names))
+    assert torch.equal(others[-1], plain)
+    assert all(not torch.equal(a, b) for i, a in enumerate((plain, *others[:-1])) for b in others[i:-1])
+
+
+def test_an_image_without_a_vae_is_refused(comfy):
+    graph, _ = chunks(seed=404)
+    graph["image"] = node("EmptyImage", width=64, height=64, batch_size=1, color=0)
+    graph["picture"] = node("HeliosAnchorHistory", history=["history", 0], strength=1.0, image=["image", 0])
+    graph["keep"] = node("HeliosSaveHistory", history=["picture", 0], filename_prefix="refused")
+    for name in ("0", "1", "2", "chain"):
+        del graph[name]
+    with pytest.raises(RuntimeError, match="vae is not connected, and image needs it"):
+        raise RuntimeError(failure(comfy.wait(comfy.queue(graph))))
+
+
+@pytest.mark.parametrize(("name", "value"), [("threshold", -0.1), ("strength", 1.5), ("momentum", float("nan"))])
+def test_settings_out_of_range_are_refused_before_anything_runs(comfy, name, value):
+    graph = film("refused", seed=405, history=["steady", 0])
+    graph["steady"] = node("HeliosAntiDrift", history=["history", 0], **ALWAYS | {name: value})
+    with pytest.raises(PromptRejectedError, match=name):
+        comfy.run(graph)
+
+
+def test_held_colours_are_the_librarys(comfy):
+    frames = np.random.default_rng(5).integers(60, 200, (1, 16, 24, 3), dtype=np.uint8).repeat(30, axis=0)
+    frames = np.stack([frame - i for i, frame in enumerate(frames)])
+    path = comfy.log_file.parent / "input" / "darkens.mp4"
+    path.write_bytes(encode_segment(torch.from_numpy(frames), VideoSettings(24, 16, crf=0)))
+    graph = {
+        "load": node("LoadVideo", file="darkens.mp4"),
+        "parts": node("GetVideoComponents", video=["load", 0]),
+        "hold": node("HeliosColourAnchor", images=["parts", 0], strength=0.8, chunk_frames=10),
+        "video": node("CreateVideo", images=["hold", 0], fps=24.0),
+        "save": node("SaveVideo", video=["video", 0], filename_prefix="held", format="mp4", codec="h264"),
+    }
+    (file,) = output_files(comfy.run(graph), output(comfy))
+    expected = anchored(read_video(path).float() / 255, strength=0.8, chunk_frames=10)
+    found = read_video(file).float() / 255
+    assert (found.mean(dim=(1, 2)) - expected.mean(dim=(1, 2))).abs().max() < 0.02
+    ends = [x[-4:].mean() - x[:4].mean() for x in (read_video(path).float() / 255, found)]
+    assert ends[0] < -0.08 and abs(ends[1]) < 0.5 * abs(ends[0])

@@ -1,0 +1,225 @@
+// A player for a film that lies in parts: it scrubs over all of them as over one film, and shows pictures of the chunk
+// at work while there is nothing to play.
+
+import { button, clock, element } from './dom.js'
+
+/**
+ * A part of the film, by seconds of the film.
+ * @typedef {object} Source
+ * @property {number} from
+ * @property {number} to
+ * @property {string} address
+ * @property {boolean} video a moving picture otherwise
+ */
+/**
+ * @typedef {object} PlayerHost
+ * @property {(address: string) => Promise<boolean>} exists whether there is something to load
+ * @property {(seconds: number) => void} moved to another second of the film
+ */
+
+const GONE = 'This part is no longer in the store. Queue the workflow again to make it again.'
+const UNPLAYABLE = 'This browser cannot play the codec of this film; h264 plays everywhere.'
+const FRAME_SECONDS = 1 / 24
+
+export class Player {
+  /** @param {PlayerHost} host */
+  constructor(host) {
+    this.host = host
+    /** @type {Source[]} */
+    this.sources = []
+    this.seconds = 0
+    this.length = 0
+    this.wants = false
+    /** @type {Source | null} */
+    this._shown = null
+    this._asked = 0
+    // One plays, the other loads what follows.
+    this._videos = [this._video(), this._video()]
+    this._picture = element('img', 'player-picture')
+    this._picture.alt = ''
+    this._text = element('div', 'player-text')
+    this.screen = element('div', 'player-screen', ...this._videos, this._picture, this._text)
+    this._toggle = button('▶', 'Play (space)', 'play')
+    this._sound = button('♪', 'Sound', 'sound')
+    this._range = element('input', 'player-range')
+    Object.assign(this._range, { type: 'range', min: '0', step: String(FRAME_SECONDS), value: '0' })
+    this._range.setAttribute('aria-label', 'Position in the film')
+    this._time = element('span', 'player-time')
+    this.controls = element('div', 'player-controls', this._toggle, this._range, this._time, this._sound)
+    this.root = element('div', 'player', this.screen, this.controls)
+    this._toggle.onclick = () => this.toggle()
+    this._sound.onclick = () => this._mute(!this._videos[0].muted)
+    this._range.oninput = () => void this.seek(this._range.valueAsNumber, this.wants)
+    this.screen.onclick = () => this.toggle()
+    this._mute(true)
+    this.say('')
+    this._drawTime()
+  }
+
+  _video() {
+    const video = element('video', 'player-video')
+    Object.assign(video, { playsInline: true, preload: 'auto', hidden: true })
+    video.setAttribute('aria-label', 'Film')
+    video.ontimeupdate = () => this._moved(video)
+    video.onended = () => this._ended(video)
+    video.onerror = () => {
+      if (this._is(video)) this.say(UNPLAYABLE)
+    }
+    return video
+  }
+
+  /**
+   * @param {Source[]} sources in the film's order
+   * @param {number} length of the whole film, in seconds
+   */
+  load(sources, length) {
+    this.sources = sources
+    this.length = length
+    this._range.max = String(length)
+    this._toggle.disabled = this._range.disabled = !sources.length
+    this._drawTime()
+  }
+
+  /** Shows a picture of what is made now, as long as nothing is played. @param {string} address */
+  live(address) {
+    if (this._shown) return
+    this._show(null, this._picture)
+    this._picture.src = address
+  }
+
+  /** Empties the screen. @param {string} text */
+  say(text) {
+    this._pause()
+    this._show(null, this._text)
+    this._text.textContent = text
+  }
+
+  /** @param {number} seconds @returns {Source | undefined} the part there, or the next one */
+  _at(seconds) {
+    return this.sources.find(({ to }) => seconds < to - FRAME_SECONDS / 2) ?? this.sources.at(-1)
+  }
+
+  /** Goes to a second of the film. @param {number} seconds @param {boolean} play */
+  async seek(seconds, play) {
+    const source = this._at(seconds)
+    if (!source) return
+    const asked = ++this._asked
+    this.seconds = Math.min(Math.max(seconds, source.from), source.to)
+    this.wants = play
+    this._drawTime()
+    this.host.moved(this.seconds)
+    const there = this._videos.find((video) => video.dataset.address === source.address)
+    if (!there && !(await this.host.exists(source.address))) {
+      if (asked === this._asked) this.say(GONE)
+      return
+    }
+    if (asked !== this._asked) return
+    if (!source.video) {
+      this._pause()
+      this._picture.src = source.address
+      this._show(source, this._picture)
+      return
+    }
+    const video = there ?? this._spare()
+    this._open(video, source)
+    video.currentTime = Math.max(0, seconds - source.from)
+    this._show(source, video)
+    for (const other of this._videos) if (other !== video) other.pause()
+    if (play) await video.play().catch(() => {})
+    else video.pause()
+    this._drawTime()
+    this._openNext(source)
+  }
+
+  /** @param {HTMLVideoElement} video */
+  _is(video) {
+    return this._shown !== null && video.dataset.address === this._shown.address
+  }
+
+  _spare() {
+    return this._videos.find((video) => !this._is(video)) ?? this._videos[0]
+  }
+
+  /** @param {HTMLVideoElement} video @param {Source} source */
+  _open(video, source) {
+    if (video.dataset.address === source.address) return
+    video.dataset.address = source.address
+    video.src = source.address
+  }
+
+  /** @param {Source} source @returns {Source | undefined} */
+  _after(source) {
+    return this.sources.find(({ from }) => from >= source.to - FRAME_SECONDS / 2)
+  }
+
+  /** @param {Source} source */
+  _openNext(source) {
+    const next = this._after(source)
+    if (next?.video && next.address !== source.address) this._open(this._spare(), next)
+  }
+
+  /** @param {HTMLVideoElement} video */
+  _moved(video) {
+    if (!this._is(video) || !this._shown || video.seeking) return
+    this.seconds = Math.min(this._shown.from + video.currentTime, this._shown.to)
+    this._drawTime()
+    this.host.moved(this.seconds)
+  }
+
+  /** @param {HTMLVideoElement} video */
+  _ended(video) {
+    if (!this._is(video) || !this._shown || !this.wants) return
+    const next = this._after(this._shown)
+    if (next) void this.seek(next.from, true)
+    else this._pause()
+  }
+
+  toggle() {
+    if (this.wants) this._pause()
+    else void this.seek(this.seconds >= this.length - FRAME_SECONDS ? 0 : this.seconds, true)
+  }
+
+  _pause() {
+    this.wants = false
+    for (const video of this._videos) video.pause()
+    this._drawTime()
+  }
+
+  /** @param {Source | null} source @param {HTMLElement} shown */
+  _show(source, shown) {
+    this._shown = source
+    for (const part of [...this._videos, this._picture, this._text]) part.hidden = part !== shown
+  }
+
+  /** @param {boolean} muted */
+  _mute(muted) {
+    for (const video of this._videos) video.muted = muted
+    this._sound.setAttribute('aria-pressed', String(!muted))
+  }
+
+  _drawTime() {
+    this._toggle.textContent = this.wants ? '❚❚' : '▶'
+    this._toggle.setAttribute('aria-label', this.wants ? 'Pause (space)' : 'Play (space)')
+    this._range.value = String(this.seconds)
+    const text = `${clock(Math.floor(this.seconds))} / ${clock(this.length)}`
+    this._time.textContent = text
+    this._range.setAttribute('aria-valuetext', text)
+  }
+
+  /** Another take: nothing of the last one stays. @param {string} text */
+  reset(text) {
+    this._asked++
+    this.seconds = 0
+    for (const video of this._videos) this._empty(video)
+    this.load([], 0)
+    this.say(text)
+  }
+
+  /** @param {HTMLVideoElement} video */
+  _empty(video) {
+    if (!video.dataset.address) return
+    delete video.dataset.address
+    video.removeAttribute('src')
+    video.load()
+  }
+}

@@ -1,0 +1,87 @@
+// The sidebar's tab of Helios takes: the panel, and what its buttons do.
+
+import { api } from '../../scripts/api.js'
+import { app } from '../../scripts/app.js'
+import { enlarge } from './lib/enlarged.js'
+import { exists, filmAddress, partAddress, queuedGraph, resumeTake, takes } from './lib/page.js'
+import { TakesPanel } from './lib/panel.js'
+import { addPanelStyle } from './lib/panel_style.js'
+import { FilmStrip } from './lib/strip.js'
+
+/** @typedef {import('./lib/takes.js').TakeState} TakeState */
+/** @typedef {import('./lib/panel.js').Summary} Summary */
+/** @typedef {import('./lib/panel.js').Library} Library */
+
+const GONE = 'The store no longer has this take.'
+
+/** @returns {Promise<Library | null>} */
+async function list() {
+  try {
+    const response = await api.fetchApi('/helios/library')
+    return response.status === 200 ? await response.json() : null
+  } catch {
+    return null
+  }
+}
+
+/** @param {Summary} summary @returns {Promise<string | void>} */
+async function open(summary) {
+  const response = await api.fetchApi(`/helios/takes/${summary.id}`)
+  if (response.status !== 200) return GONE
+  /** @type {TakeState} */
+  const take = (await response.json()).take
+  const strip = new FilmStrip({ address: partAddress, filmAddress, exists, resume: resumeTake, enlarge })
+  const end = takes.subscribe((kind, other, chunk) => {
+    if (other.id !== take.id) return
+    if (kind === 'chunk' && chunk) strip.change(chunk)
+    else strip.show(other)
+  })
+  strip.show(take)
+  enlarge(strip, () => {
+    end()
+    strip.dispose()
+  })
+  if (take.chunks.length) strip.choose(take.first_chunk, true)
+  return undefined
+}
+
+/** @param {Summary} take @returns {Promise<string | void>} */
+async function load(take) {
+  const queued = await queuedGraph(take)
+  if (!queued) return GONE
+  if (queued.workflow) await app.loadGraphData(queued.workflow, true, true, take.name)
+  else await app.loadApiJson(queued.prompt, take.name)
+  return undefined
+}
+
+/** @param {Summary} take @returns {Promise<string | void>} */
+async function remove(take) {
+  const response = await api.fetchApi(`/helios/takes/${take.id}`, { method: 'DELETE' })
+  if (response.status === 200) return undefined
+  return response.status === 204 ? GONE : (await response.json()).error
+}
+
+/** @type {TakesPanel | null} */
+let panel = null
+
+app.registerExtension({
+  name: 'Helios.TakesPanel',
+  setup() {
+    addPanelStyle()
+    takes.subscribe((kind) => {
+      if (kind !== 'chunk' && panel?.root.isConnected) void panel.refresh()
+    })
+    app.extensionManager.registerSidebarTab({
+      id: 'helios-takes',
+      icon: 'pi pi-video',
+      title: 'Helios',
+      tooltip: 'Helios takes',
+      type: 'custom',
+      render(/** @type {HTMLElement} */ element) {
+        panel ??= new TakesPanel({ list, picture: (take, chunk) => partAddress(take, chunk, 'thumbnail'), open, load, resume: resumeTake, remove })
+        element.replaceChildren(panel.root)
+        void panel.refresh()
+      }
+    })
+  }
+})
