@@ -46,8 +46,11 @@ def demo(tree: Path, model: str | None, prompt: str | None, seconds: float | Non
             return report(entry)
 
 
-def serve(tree: Path, model: str | None, port: int) -> NoReturn:
-    """Run ComfyUI in the foreground until Ctrl-C.
+def serve(tree: Path, model: str | None, port: int, output: Path | None = None) -> NoReturn:
+    """Run ComfyUI in the foreground until Ctrl-C, with the input files that the templates name.
+
+    Args:
+        output: where videos go; None is `output` in this checkout.
 
     Raises:
         ServerDiedError: it ended by itself.
@@ -55,8 +58,10 @@ def serve(tree: Path, model: str | None, port: int) -> NoReturn:
     with tempfile.TemporaryDirectory(prefix="helios-serve-") as scratch:
         session = Path(scratch)
         name, options = show_model(tree, model, DEFAULT.name, session)
+        write_examples(tree / "input")
         log = session / "comfyui.log"
-        server = ComfyServer(tree, Path(sys.executable), log, server_arguments(options), port)
+        arguments = server_arguments(options, OUTPUT if output is None else output_folder(output))
+        server = ComfyServer(tree, Path(sys.executable), log, arguments, port)
         say("Starting ComfyUI ...")
         with server, log.open(encoding="utf-8", errors="replace") as lines:
             say(f"ComfyUI runs at {server.url} with {name} in models/diffusers. Ctrl-C stops it.")
@@ -67,15 +72,29 @@ def serve(tree: Path, model: str | None, port: int) -> NoReturn:
             raise ServerDiedError("ComfyUI has ended by itself; its log is above.")
 
 
-def server_arguments(extra: list[str]) -> list[str]:
+def output_folder(folder: Path) -> Path:
+    """The folder of `--output`, made where it is missing, as an absolute path: ComfyUI runs in its own folder.
+
+    Raises:
+        SetupError: it cannot be made, or is a file.
+    """
+    folder = folder.expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetupError(f"--output is {folder}, which cannot be made ({error.strerror}): choose another.") from error
+    return folder
+
+
+def server_arguments(extra: list[str], output: Path = OUTPUT) -> list[str]:
     # Not at module level: run.py imports this file before torch is installed.
     import torch
 
-    OUTPUT.mkdir(exist_ok=True)
+    output.mkdir(exist_ok=True)
     accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
     # ComfyUI's default attention on a CPU is several times slower than PyTorch's.
     on_cpu = [] if accelerated else ["--cpu", "--use-pytorch-cross-attention"]
-    return [*on_cpu, "--output-directory", str(OUTPUT), *extra]
+    return [*on_cpu, "--output-directory", str(output), *extra]
 
 
 def private_directories(session: Path) -> list[str]:

@@ -6,6 +6,7 @@ import node_helpers
 from comfy_api.latest import io
 
 from ..helios_core.take.history import History
+from .adapters.graph_checks import check_node
 from .adapters.model import HISTORY_KEY
 
 HistoryType = io.Custom("HELIOS_HISTORY")
@@ -80,6 +81,10 @@ class HeliosEmptyHistory(io.ComfyNode):
             ],
             outputs=[HistoryType.Output(display_name="history", tooltip="Connect it to Sample Chunk or Chunk Chain.")],
         )
+
+    @classmethod
+    def validate_inputs(cls) -> bool:
+        return check_node()
 
     @classmethod
     def execute(cls, width: int = DEFAULT_WIDTH, height: int = DEFAULT_HEIGHT, batch_size: int = 1) -> io.NodeOutput:

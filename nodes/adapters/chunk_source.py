@@ -13,7 +13,7 @@ from ...helios_core.take.film import check_film
 from ...helios_core.take.history import History
 from .guider import HeliosGuider, OnStep
 from .identity import conditioning_identity, model_identity, sampler_identity
-from .sampler import HeliosSampler, check_model, check_options
+from .sampler import HeliosSampler, check_model, check_options, foreign_sampler
 from .schedule import conditioning_at, schedule_of
 
 
@@ -28,9 +28,7 @@ class NodeChunks:
         self, model: Any, positive: list, negative: list, cfg: float, sampler: Any, history: History, num_chunks: int
     ):
         if not isinstance(sampler, HeliosSampler):
-            raise HeliosError(
-                f"sampler is a {type(sampler).__name__}, not a Helios sampler; connect a Helios sampler node."
-            )
+            raise foreign_sampler(type(sampler).__name__)
         check_model(model.model, model.get_model_object("model_sampling"), sampler.settings)
         check_options(model.model_options, sampler.settings, cfg > 1)
         check_film(sampler.settings, history, num_chunks)
