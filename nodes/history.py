@@ -6,6 +6,7 @@ import node_helpers
 from comfy_api.latest import io
 
 from ..helios_core.take.history import History
+from ..helios_core.variants import RELEASED_SIZE
 from .adapters.graph_checks import check_node
 from .adapters.model import HISTORY_KEY
 

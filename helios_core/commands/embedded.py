@@ -25,6 +25,7 @@ class Embedded:
 
     Attributes:
         name: under which ComfyUI lists it.
+        variant: base, mid or distilled.
         folder: None for helios-tiny, which is written where it is needed.
         size: width and height in pixels that it is made for.
         prompt: one that it follows; None for random weights.
@@ -32,6 +33,7 @@ class Embedded:
     """
 
     name: str
+    variant: str
     folder: Path | None
     size: tuple[int, int]
     prompt: str | None
@@ -42,5 +44,5 @@ def embedded(variant: str) -> Embedded:
     """helios-small where this variant of it has been trained and is there, else helios-tiny."""
     folder = SMALL_FOLDER / variant
     if (folder / "model_index.json").is_file():
-        return Embedded(SMALL_PREFIX + variant, folder, SMALL_SIZE, SMALL_PROMPT, SMALL_MAKES)
-    return Embedded(TINY_PREFIX + variant, None, TINY_SIZE, None, TINY_MAKES)
+        return Embedded(SMALL_PREFIX + variant, variant, folder, SMALL_SIZE, SMALL_PROMPT, SMALL_MAKES)
+    return Embedded(TINY_PREFIX + variant, variant, None, TINY_SIZE, None, TINY_MAKES)
