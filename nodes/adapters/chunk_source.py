@@ -67,10 +67,7 @@ class NodeChunks:
 def _warn_of_guidance(variant: str, cfg: float) -> None:
     """The distilled model gives what guidance gave its teacher; it runs with guidance, at twice the time."""
     if cfg > 1 and VARIANTS[variant].guidance_scale == 1:
-        warn(
-            f"cfg={cfg:g} guides Helios {variant}, which was distilled for no guidance: each chunk takes twice the "
-            "time, for what the model was not made for; set cfg to 1."
-        )
+        warn(f"cfg={cfg:g}: Helios {variant} needs no guidance. Set cfg to 1, which takes half the time.")
 
 
 def check_conditioning(name: str, conditioning: list) -> None:

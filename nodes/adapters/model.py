@@ -118,10 +118,8 @@ class HeliosModel(comfy.model_base.BaseModel):
         options = {**(transformer_options or {})}
         timestep = options.pop(TIMESTEP_KEY, None)
         if timestep is None and VARIANTS[self.variant].scheduler["stages"] > 1:
-            warn(
-                f"Helios {self.variant} was trained for a pyramid of sizes, and a sampler of core runs it at full size "
-                f"alone; connect the Helios {VARIANTS[self.variant].sampler} Sampler node."
-            )
+            wanted = f"Helios {VARIANTS[self.variant].sampler} Sampler"
+            warn(f"Helios {self.variant} is trained for {wanted}; a sampler of core runs it at full size alone.")
         model = self if timestep is None else _RawVelocity(self, timestep)
         return comfy.model_base.BaseModel._apply_model(model, x, t, c_concat, c_crossattn, control, options, **conds)
 
@@ -134,10 +132,7 @@ class HeliosModel(comfy.model_base.BaseModel):
         check_noise(noise, history)
         if history is None:
             # Plain text-to-video graphs of core nodes carry no history: their one chunk is chunk 0.
-            warn(
-                "The conditioning carries no history: this is the first chunk of a text-to-video film. Connect Helios "
-                "Apply History to continue one."
-            )
+            warn("No history: this is the first chunk of a film. Helios Apply History goes on with one.")
             batch, _, _, h, w = noise.shape
             history = History.empty(w * LATENT_SCALE, h * LATENT_SCALE, batch)
         for name, part in zip(("short", "mid", "long"), history.context(), strict=True):

@@ -53,10 +53,7 @@ def warn_of_late_changes(changes: SeedChanges, history: History, num_chunks: int
     end = history.chunk + num_chunks
     late = [str(chunk) for chunk, _ in changes if chunk >= end]
     if late:
-        warn(
-            f"seed_changes names chunk {', '.join(late)}, and this film ends with chunk {end - 1}, counted from 0: it "
-            "changes nothing until num_chunks is larger."
-        )
+        warn(f"seed_changes: this film ends before chunk {', '.join(late)}, which changes nothing.")
 
 
 def check_batch(size: int) -> None:
