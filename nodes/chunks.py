@@ -20,7 +20,14 @@ from ..helios_core.variants import CHUNK_LATENT_FRAMES, LATENT_CHANNELS
 from .adapters.chunk_source import NodeChunks
 from .adapters.graph_checks import check_node
 from .adapters.sockets import Least
-from .adapters.takes import check_seed_changes, manifest_settings, output_store, seed_changes_input, take_input
+from .adapters.takes import (
+    check_seed_changes,
+    manifest_settings,
+    output_store,
+    seed_changes_input,
+    take_input,
+    warn_of_late_changes,
+)
 from .history import HistoryType, seed_input
 from .live.events import TakeFeed
 from .live.report import FilmReport
@@ -140,6 +147,7 @@ class HeliosChunkChain(io.ComfyNode):
         if take:
             check_name(take)
         source = NodeChunks(model, positive, negative, cfg, sampler, history, num_chunks)
+        warn_of_late_changes(changes, history, num_chunks)
         report = FilmReport(source, history)
         film = Film(source, history, num_chunks, seed, changes)
         latents = []

@@ -35,6 +35,7 @@ from .adapters.takes import (
     output_store,
     seed_changes_input,
     take_input,
+    warn_of_late_changes,
 )
 from .chunks import chunk_inputs, num_chunks_input
 from .history import HistoryType
@@ -153,6 +154,7 @@ class HeliosRenderVideo(io.ComfyNode):
             check_name(take)
         target = Target(filename_prefix, history.width, history.height)
         source = NodeChunks(model, positive, negative, cfg, sampler, history, num_chunks)
+        warn_of_late_changes(changes, history, num_chunks)
         film = Film(source, history, num_chunks, seed, changes)
         key = film.first_key
         named = take or name_for(target.name, f"-{key[:8]}")

@@ -16,6 +16,7 @@ from ...helios_core.take.history import History
 from ...helios_core.take.seed_changes import SeedChanges, parse_seed_changes
 from ...helios_core.take.store import DEFAULT_MAX_BYTES, FOLDER_NAME, ChunkStore
 from .sockets import check_text
+from .warnings import warn
 
 LIMIT_VARIABLE = "HELIOS_STORE_GIB"
 
@@ -45,6 +46,14 @@ def check_seed_changes(text: Any) -> bool | str:
     except HeliosError as error:
         return str(error)
     return True
+
+
+def warn_of_late_changes(changes: SeedChanges, history: History, num_chunks: int) -> None:
+    """Seed changes that wait for a longer film do nothing in this one."""
+    end = history.chunk + num_chunks
+    late = [str(chunk) for chunk, _ in changes if chunk >= end]
+    if late:
+        warn(f"seed_changes: this film ends before chunk {', '.join(late)}, which changes nothing.")
 
 
 def check_batch(size: int) -> None:
