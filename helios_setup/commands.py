@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from helios_core.variants import DEFAULT, VARIANTS
-from helios_setup.demo import demo, released_folder, serve, write_tiny_folder
+from helios_setup.demo import demo, output_folder, released_folder, serve, write_tiny_folder
 from helios_setup.environment import install_system_tools, setup
 from helios_setup.errors import SetupError
 from helios_setup.paths import API_WORKFLOWS, ROOT, inside_venv, venv_program
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="use this ComfyUI folder (default: $COMFYUI_PATH, else .comfyui here); packages go to .venv",
     )
     model = ExactParser(add_help=False)
-    model.add_argument("--model", metavar="PATH", help="a released Helios folder (default: helios-tiny, random)")
+    model.add_argument("--model", metavar="PATH", help="a released Helios folder (default: a small one of the pack)")
 
     commands.add_parser("setup", parents=[comfyui], help="make .venv, fetch ComfyUI, link the pack into it")
     shown = commands.add_parser("demo", parents=[comfyui, model], help="render a video in ComfyUI")
@@ -53,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     shown.add_argument("--workflow", default=DEFAULT_WORKFLOW, metavar="NAME", help="one of workflows/api")
     served = commands.add_parser("serve", parents=[comfyui, model], help="run ComfyUI in the foreground")
     served.add_argument("--port", type=int, default=8188)
+    served.add_argument("--output", metavar="FOLDER", type=Path, help="where videos go (default: output here)")
     tested = commands.add_parser("test", parents=[comfyui], help="run pytest, which gets the other arguments")
     # Not the place of the arguments: parse() puts everything argparse does not know here.
     tested.set_defaults(pytest=[])
@@ -99,6 +100,8 @@ def check_options(options: argparse.Namespace) -> None:
     """Refuse what can be known to fail before minutes of set-up."""
     if getattr(options, "model", None):
         released_folder(options.model)
+    if options.command == "serve" and options.output is not None:
+        output_folder(options.output)
     if options.command == "demo":
         load_workflow(API_WORKFLOWS, options.workflow)
         if options.seconds is not None:
@@ -120,7 +123,7 @@ def run_inside(options: argparse.Namespace, tree: Path) -> int:
     if options.command == "demo":
         return demo(tree, options.model, options.prompt, options.seconds, options.workflow)
     if options.command == "serve":
-        serve(tree, options.model, options.port)
+        serve(tree, options.model, options.port, options.output)
     write_tiny_folder(options.output, options.variant)
     print(options.output)
     return 0

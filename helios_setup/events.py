@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 
 PREVIEW_IMAGE = 1
+PROGRESS_TEXT = 3
 PREVIEW_IMAGE_WITH_METADATA = 4
 
 
@@ -18,8 +19,8 @@ class Event:
     """One websocket message; a binary preview has its metadata in `data` and its file in `image`.
 
     Attributes:
-        type: ComfyUI's event name (`progress_state`, `executed`, `execution_error`, ...) or "preview".
-        data: the decoded JSON.
+        type: ComfyUI's event name (`progress_state`, `executed`, `execution_error`, ...), "preview" or "progress_text".
+        data: the decoded JSON; node and text of a "progress_text", which core shows under the node.
         image: the encoded JPEG or PNG of a preview, otherwise empty.
         at: `time.monotonic()` of its arrival, in seconds.
     """
@@ -45,6 +46,10 @@ def decode(message: str | bytes) -> Event | None:
         return Event("preview", json.loads(message[8 : 8 + length]), message[8 + length :])
     if kind == PREVIEW_IMAGE:
         return Event("preview", {}, message[8:])
+    if kind == PROGRESS_TEXT:
+        length = struct.unpack(">I", message[4:8])[0]
+        node, text = message[8 : 8 + length], message[8 + length :]
+        return Event("progress_text", {"node": node.decode(), "text": text.decode()})
     return None
 
 

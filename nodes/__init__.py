@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 from server import PromptServer
 
+from .adapters.prompt_graph import keep_prompt
 from .adapters.sockets import checked
 from .chunks import HeliosChunkChain, HeliosDecode, HeliosSampleChunk
 from .cutting import HeliosChunkFrames, HeliosSplitVideo
@@ -25,6 +26,7 @@ class HeliosExtension(ComfyExtension):
     async def on_load(self) -> None:
         register_routes(PromptServer.instance)
         register_model_routes(PromptServer.instance)
+        PromptServer.instance.add_on_prompt_handler(keep_prompt)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         nodes = [

@@ -18,8 +18,16 @@ from ..helios_core.take.seed_changes import parse_seed_changes
 from ..helios_core.take.take import Take, check_name
 from ..helios_core.variants import CHUNK_LATENT_FRAMES, LATENT_CHANNELS
 from .adapters.chunk_source import NodeChunks
-from .adapters.sockets import Least, check_text
-from .adapters.takes import manifest_settings, output_store, seed_changes_input, take_input
+from .adapters.graph_checks import check_node
+from .adapters.sockets import Least
+from .adapters.takes import (
+    check_seed_changes,
+    manifest_settings,
+    output_store,
+    seed_changes_input,
+    take_input,
+    warn_of_late_changes,
+)
 from .history import HistoryType, seed_input
 from .live.events import TakeFeed
 from .live.report import FilmReport
@@ -83,6 +91,10 @@ class HeliosSampleChunk(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls) -> bool:
+        return check_node()
+
+    @classmethod
     def execute(cls, model, positive, negative, cfg, sampler, history, seed) -> io.NodeOutput:
         source = NodeChunks(model, positive, negative, cfg, sampler, history, 1)
         FilmReport(source, history)
@@ -114,13 +126,8 @@ class HeliosChunkChain(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, seed_changes: str | None = None) -> bool | str:
-        # The take's name waits for execute: core repeats the message once for every input that is named here.
-        try:
-            check_text("seed_changes", seed_changes or "")
-            parse_seed_changes(seed_changes or "")
-        except HeliosError as error:
-            return str(error)
-        return True
+        # The only input that is named: core repeats a message once for every one.
+        return check_node() and check_seed_changes(seed_changes)
 
     @classmethod
     def execute(
@@ -140,6 +147,7 @@ class HeliosChunkChain(io.ComfyNode):
         if take:
             check_name(take)
         source = NodeChunks(model, positive, negative, cfg, sampler, history, num_chunks)
+        warn_of_late_changes(changes, history, num_chunks)
         report = FilmReport(source, history)
         film = Film(source, history, num_chunks, seed, changes)
         latents = []

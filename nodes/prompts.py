@@ -6,9 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..helios_core.errors import HeliosError, shortened
 from ..helios_core.take.prompts import DEFAULT_BLEND, PromptSchedule, parse_schedule
-from .adapters.schedule import parse_chunks, schedule_of, scheduled
+from .adapters.graph_checks import check_node
+from .adapters.schedule import schedule_of, scheduled, starts_of_rows
 
 MAX_ROWS = 100  # core's own limit for growing inputs; schedules chain, so a film's rows are unlimited
 MAX_BLEND = 1000
@@ -65,18 +65,17 @@ class HeliosPromptSchedule(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, rows: dict[str, None] | None = None) -> bool:
+        # Core hands over growing inputs whether they are named or not, here without values.
+        return check_node()
+
+    @classmethod
     def execute(
         cls, rows: dict[str, list], first_chunks: str, blend: int = DEFAULT_BLEND, before: list | None = None
     ) -> io.NodeOutput:
         prompts = [row for row in rows.values() if row is not None]
         earlier = schedule_of(before).rows if before is not None else ()
-        starts = parse_chunks(first_chunks)
-        if len(starts) < len(prompts):
-            raise HeliosError(
-                f"first_chunks={shortened(first_chunks)} has {len(starts)} numbers for {len(prompts)} rows; give "
-                "one per row."
-            )
-        new = tuple(zip(starts, prompts, strict=False))
+        new = tuple(zip(starts_of_rows(first_chunks, len(prompts)), prompts, strict=True))
         return io.NodeOutput(scheduled(PromptSchedule((*earlier, *new), blend)))
 
 
@@ -106,6 +105,10 @@ class HeliosPromptScheduleText(io.ComfyNode):
             ],
             outputs=[_output()],
         )
+
+    @classmethod
+    def validate_inputs(cls) -> bool:
+        return check_node()
 
     @classmethod
     def execute(cls, clip: Any, text: str, blend: int = DEFAULT_BLEND) -> io.NodeOutput:

@@ -16,6 +16,7 @@ from ..helios_core.errors import HeliosError, reason
 from ..helios_core.take.history import check_size
 from ..helios_core.take.reference import NoiseRange, image_history, video_history
 from ..helios_core.variants import PIXELS_PER_TOKEN
+from .adapters.graph_checks import check_node
 from .adapters.sockets import Least
 from .history import DEFAULT_HEIGHT, DEFAULT_WIDTH, HistoryType, seed_input, size_inputs
 
@@ -131,6 +132,10 @@ class HeliosImageHistory(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls) -> bool:
+        return check_node()
+
+    @classmethod
     def execute(
         cls,
         vae,
@@ -181,6 +186,10 @@ class HeliosVideoHistory(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls) -> bool:
+        return check_node()
 
     @classmethod
     def execute(

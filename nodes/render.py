@@ -24,10 +24,19 @@ from ..helios_core.video.audio import check_audio
 from ..helios_core.video.growing import PARTIAL_SUFFIX
 from ..helios_core.video.segments import CODECS, VideoSettings
 from .adapters.chunk_source import NodeChunks
+from .adapters.graph_checks import check_node
 from .adapters.identity import vae_identity
 from .adapters.model_files import check_prefix, save_path
-from .adapters.sockets import Least, check_text
-from .adapters.takes import manifest_settings, output_store, seed_changes_input, take_input
+from .adapters.sockets import Least
+from .adapters.takes import (
+    check_batch,
+    check_seed_changes,
+    manifest_settings,
+    output_store,
+    seed_changes_input,
+    take_input,
+    warn_of_late_changes,
+)
 from .chunks import chunk_inputs, num_chunks_input
 from .history import HistoryType
 from .live.events import TakeFeed
@@ -111,15 +120,9 @@ class HeliosRenderVideo(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, filename_prefix: str | None = None, seed_changes: str | None = None) -> bool | str:
-        # The take's name waits for execute: core repeats the message once for every input that is named here.
-        try:
-            check_prefix(filename_prefix or "")
-            check_text("seed_changes", seed_changes or "")
-            parse_seed_changes(seed_changes or "")
-        except HeliosError as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, seed_changes: str | None = None) -> bool | str:
+        # The only input that is named: core repeats a message once for every one.
+        return check_node() and check_seed_changes(seed_changes)
 
     @classmethod
     def execute(
@@ -144,16 +147,14 @@ class HeliosRenderVideo(io.ComfyNode):
     ) -> io.NodeOutput:
         changes = parse_seed_changes(seed_changes)
         settings = VideoSettings(history.width, history.height, fps, codec, quality)
-        if history.latents.shape[0] != 1:
-            raise HeliosError(
-                f"history has a batch of {history.latents.shape[0]}; a film is one video, set batch_size to 1."
-            )
+        check_batch(history.latents.shape[0])
         if audio is not None:
             check_audio(audio)
         if take:
             check_name(take)
         target = Target(filename_prefix, history.width, history.height)
         source = NodeChunks(model, positive, negative, cfg, sampler, history, num_chunks)
+        warn_of_late_changes(changes, history, num_chunks)
         film = Film(source, history, num_chunks, seed, changes)
         key = film.first_key
         named = take or name_for(target.name, f"-{key[:8]}")

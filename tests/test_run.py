@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from helios_setup import comfyui, environment, pip
-from helios_setup.commands import main, parse, run_tests
+from helios_setup import comfyui, demo, environment, pip
+from helios_setup.commands import check_options, main, parse, run_inside, run_tests
 from helios_setup.errors import ServerDiedError, SetupError
 from helios_setup.paths import API_WORKFLOWS
 from helios_setup.server import ComfyServer, failure, output_files, rejection
@@ -352,6 +352,49 @@ def test_unknown_workflow_lists_the_known(tmp_path):
 )
 def test_variant_follows_the_workflow(name, variant):
     assert workflow_variant(name) == variant
+
+
+# -- serve ------------------------------------------------------------------------------------------
+
+
+class ServedError(Exception):
+    """In place of a ComfyUI; its arguments are what that would have been started with."""
+
+
+def served(monkeypatch, tree, *arguments) -> list[str]:
+    """The options of the ComfyUI that `run.py serve` starts over ``tree``."""
+
+    def start(*given):
+        raise ServedError(*given)
+
+    monkeypatch.setattr(demo, "ComfyServer", start)
+    with pytest.raises(ServedError) as started:
+        run_inside(parse(["serve", *arguments]), tree)
+    return started.value.args[3]
+
+
+def test_serve_installs_what_the_templates_name_and_takes_an_output_folder(monkeypatch, tmp_path):
+    chosen = tmp_path / "videos" / "new"
+    options = served(monkeypatch, tmp_path, "--output", str(chosen))
+    assert options[options.index("--output-directory") + 1] == str(chosen) and chosen.is_dir()
+    nodes = [node for file in API_WORKFLOWS.glob("*.json") for node in load_workflow(API_WORKFLOWS, file.stem).values()]
+    named = {node["inputs"].get("file", node["inputs"].get("image")) for node in nodes if "Load" in node["class_type"]}
+    named.discard(None)
+    assert named == {"example.png", "example.mp4"}
+    assert all((tmp_path / "input" / name).stat().st_size for name in named)
+
+
+def test_serve_keeps_a_users_own_files(monkeypatch, tmp_path):
+    (tmp_path / "input").mkdir()
+    (tmp_path / "input" / "example.png").write_bytes(b"mine")
+    served(monkeypatch, tmp_path)
+    assert (tmp_path / "input" / "example.png").read_bytes() == b"mine"
+
+
+def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SetupError, match="--output is"):
+        check_options(parse(["serve", "--output", str(tmp_path / "file")]))
 
 
 # -- what the server says ----------------------------------------------------------------------------

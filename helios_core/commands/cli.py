@@ -25,11 +25,12 @@ from ..take.render import render_film
 from ..take.seed_changes import MAX_SEED
 from ..take.store import CHUNK_SUFFIX, FOLDER_NAME, ChunkStore
 from ..take.take import Take, name_for
-from ..variants import CHUNK_FRAMES, DEFAULT, VARIANTS
+from ..variants import CHUNK_FRAMES, DEFAULT, RELEASED_SIZE, VARIANTS
 from ..video.frames import frames_to_uint8
 from ..video.growing import PARTIAL_SUFFIX
 from ..video.segments import VideoSettings
 from . import convert, download, drift
+from .embedded import embedded
 from .tiny import write_tiny
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -52,12 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def generate(options: argparse.Namespace) -> None:
     """Writes a clip chunk by chunk."""
-    if options.model is None:
-        with tempfile.TemporaryDirectory() as folder:
-            print("No --model given: using helios-tiny, random weights that make abstract noise, not video.")
-            _generate(options, write_tiny(Path(folder) / "helios-tiny"))
-    else:
+    own = None if options.model else embedded(DEFAULT.name)
+    width, height = own.size if own else RELEASED_SIZE
+    options.width, options.height = options.width or width, options.height or height
+    if own is None:
         _generate(options, options.model)
+        return
+    print(f"No --model given: using {own.name}, {own.makes}, at {width}x{height}.")
+    with tempfile.TemporaryDirectory() as folder:
+        _generate(options, own.folder or write_tiny(Path(folder) / own.name))
 
 
 def _generate(options: argparse.Namespace, model: Path) -> None:
@@ -180,13 +184,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("generate", help="make a video from a prompt")
-    command.add_argument("--model", type=Path, help="released Helios folder (default: helios-tiny, random weights)")
+    command.add_argument("--model", type=Path, help="released Helios folder (default: a small one of the pack)")
     command.add_argument("--prompt", required=True)
     command.add_argument("--negative-prompt")
     command.add_argument("--seconds", type=float, default=5.0, help="length, rounded up to whole chunks of 33 frames")
     command.add_argument("--output", type=Path, default=Path("helios.mp4"))
-    command.add_argument("--width", type=int, default=640, help="pixels, divisible by 64")
-    command.add_argument("--height", type=int, default=384, help="pixels, divisible by 64")
+    command.add_argument("--width", type=int, help="pixels, divisible by 64 (default: the model's, 640)")
+    command.add_argument("--height", type=int, help="pixels, divisible by 64 (default: the model's, 384)")
     command.add_argument("--fps", type=int, default=24)
     command.add_argument("--crf", type=int, default=18, help="h264 quality, lower is better")
     command.add_argument("--seed", type=int, default=0)

@@ -33,9 +33,10 @@ from ...helios_core.checkpoint.source import (
 from ...helios_core.errors import HeliosError
 from ...helios_core.networks.transformer import HeliosTransformer, TransformerConfig
 from ...helios_core.take.history import History
-from ...helios_core.variants import CHUNK_LATENT_FRAMES, LATENT_SCALE
+from ...helios_core.variants import CHUNK_LATENT_FRAMES, LATENT_SCALE, VARIANTS
 from .operations import with_held_elsewhere
 from .prepared import PREPARED_KEY, PreparedInputs
+from .warnings import warn
 
 # Core's own figure for Wan, whose blocks these are: activation memory in proportion to the width.
 MEMORY_PER_DIM = 1 / 2222
@@ -116,6 +117,9 @@ class HeliosModel(comfy.model_base.BaseModel):
         """Core's: x0 at sigma ``t``; in a Helios sampler the velocity, at the timestep that its options hold."""
         options = {**(transformer_options or {})}
         timestep = options.pop(TIMESTEP_KEY, None)
+        if timestep is None and VARIANTS[self.variant].scheduler["stages"] > 1:
+            wanted = f"Helios {VARIANTS[self.variant].sampler} Sampler"
+            warn(f"Helios {self.variant} is trained for {wanted}; a sampler of core runs it at full size alone.")
         model = self if timestep is None else _RawVelocity(self, timestep)
         return comfy.model_base.BaseModel._apply_model(model, x, t, c_concat, c_crossattn, control, options, **conds)
 
@@ -128,6 +132,7 @@ class HeliosModel(comfy.model_base.BaseModel):
         check_noise(noise, history)
         if history is None:
             # Plain text-to-video graphs of core nodes carry no history: their one chunk is chunk 0.
+            warn("No history: this is the first chunk of a film. Helios Apply History goes on with one.")
             batch, _, _, h, w = noise.shape
             history = History.empty(w * LATENT_SCALE, h * LATENT_SCALE, batch)
         for name, part in zip(("short", "mid", "long"), history.context(), strict=True):

@@ -101,11 +101,21 @@ def check_model(model: Any, model_sampling: Any, settings: ChunkSampler) -> None
             "model has its sampling replaced (a ModelSampling node); remove that node: Helios samplers compute "
             "their own shift."
         )
-    if model.variant != settings.variant:
+    check_variant(model.variant, settings.variant)
+
+
+def check_variant(model: str, sampler: str) -> None:
+    """Refuses a sampler of another variant than the model's."""
+    if model != sampler:
         raise HeliosError(
-            f"model is Helios {model.variant} but the sampler is for {settings.variant}; connect the "
-            f"Helios {VARIANTS[model.variant].sampler} Sampler node."
+            f"model is Helios {model} but the sampler is for {sampler}; connect the "
+            f"Helios {VARIANTS[model].sampler} Sampler node."
         )
+
+
+def foreign_sampler(kind: str) -> HeliosError:
+    """What to say of a SAMPLER that makes no chunk."""
+    return HeliosError(f"sampler is a {kind}, not a Helios sampler; connect a Helios sampler node.")
 
 
 def check_options(model_options: dict[str, Any], settings: ChunkSampler, is_guided: bool) -> None:

@@ -36,6 +36,20 @@ def _mix(previous: list, new: list, weight: float) -> list:
     return [[mix_embeddings(previous[0][0], new[0][0], weight), new[0][1]]]
 
 
+def starts_of_rows(text: str, rows: int) -> list[int]:
+    """The chunk that each of ``rows`` rows begins at; numbers beyond them are ignored.
+
+    Raises:
+        HeliosError: no list of numbers, or too few.
+    """
+    starts = parse_chunks(text)
+    if len(starts) < rows:
+        raise HeliosError(
+            f"first_chunks={shortened(text)} has {len(starts)} numbers for {rows} rows; give one per row."
+        )
+    return starts[:rows]
+
+
 def parse_chunks(text: str) -> list[int]:
     """``"0, 7, 14"`` -> [0, 7, 14]."""
     parts = [part.strip() for part in text.replace(";", ",").split(",") if part.strip()]

@@ -13,8 +13,10 @@ from comfy_api.latest import io
 
 from ...helios_core.errors import HeliosError
 from ...helios_core.take.history import History
-from ...helios_core.take.seed_changes import SeedChanges
+from ...helios_core.take.seed_changes import SeedChanges, parse_seed_changes
 from ...helios_core.take.store import DEFAULT_MAX_BYTES, FOLDER_NAME, ChunkStore
+from .sockets import check_text
+from .warnings import warn
 
 LIMIT_VARIABLE = "HELIOS_STORE_GIB"
 
@@ -34,6 +36,30 @@ def output_store() -> ChunkStore:
     if not folder_paths.is_within_directory(output, str(folder / "takes")):
         raise HeliosError(f"{folder} leads out of the output folder by a link; remove the link, or link all of output.")
     return ChunkStore(folder, max_bytes)
+
+
+def check_seed_changes(text: Any) -> bool | str:
+    """For ``validate_inputs``: True, or what is wrong with a text of seed changes."""
+    try:
+        check_text("seed_changes", text or "")
+        parse_seed_changes(text or "")
+    except HeliosError as error:
+        return str(error)
+    return True
+
+
+def warn_of_late_changes(changes: SeedChanges, history: History, num_chunks: int) -> None:
+    """Seed changes that wait for a longer film do nothing in this one."""
+    end = history.chunk + num_chunks
+    late = [str(chunk) for chunk, _ in changes if chunk >= end]
+    if late:
+        warn(f"seed_changes: this film ends before chunk {', '.join(late)}, which changes nothing.")
+
+
+def check_batch(size: int) -> None:
+    """Refuses to render several videos into one file."""
+    if size != 1:
+        raise HeliosError(f"history has a batch of {size}; a film is one video, set batch_size to 1.")
 
 
 def take_input() -> io.String.Input:

@@ -192,6 +192,7 @@ def test_a_history_that_cannot_be_written_is_told_in_one_sentence(comfy, prefix,
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
+        ("HeliosLoadModel", "model"),
         ("HeliosModelLoader", "model"),
         ("HeliosTextEncoderLoader", "text_encoder"),
         ("HeliosVAELoader", "vae"),

@@ -462,7 +462,7 @@ def test_prompts_are_split_and_written_on_the_timeline(strip: Strip) -> None:
     strip.page.locator(".helios-band").dblclick()
     field.fill("a lighthouse")
     field.press("Enter")
-    assert strip.page.evaluate(BANDS) == ["a lighthouse"]
+    strip.page.wait_for_function(f"() => ({BANDS})()[0] === 'a lighthouse'")
     assert '"a lighthouse"' in json.dumps(strip.frontend.prompt())
     strip.press("split")
     strip.page.get_by_text("connect Helios Prompt Schedule (Text)").wait_for()

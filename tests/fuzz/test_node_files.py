@@ -53,7 +53,7 @@ def loading(kind: str, name: str) -> dict:
         load, begin = (next(key for key, item in graph.items() if item["class_type"] == wanted)
                        for wanted in ("LoadVideo", "HeliosVideoHistory"))  # fmt: skip
         graph[load]["inputs"]["file"] = name
-        kept = {key: item for key, item in graph.items() if item["class_type"] in ("HeliosVAELoader", "LoadVideo")}
+        kept = {key: item for key, item in graph.items() if item["class_type"] in ("HeliosLoadModel", "LoadVideo")}
         save_it = node("HeliosSaveHistory", history=[begin, 0], filename_prefix="fuzz/clip")
         return {**kept, begin: graph[begin], "keep": save_it}
     graph = film("loading", chunks=1)
