@@ -8,7 +8,6 @@ import math
 import sys
 import tempfile
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,16 @@ from ..pipeline import HeliosPipeline
 from ..take.anti_drift import SETTINGS, AntiDrift
 from ..take.film import MOST_CHUNKS, chunk_count
 from ..take.progress import TerminalBar
-from ..take.render import render_film
 from ..take.seed_changes import MAX_SEED
 from ..take.store import CHUNK_SUFFIX, FOLDER_NAME, ChunkStore
 from ..take.take import Take, name_for
 from ..variants import CHUNK_FRAMES, DEFAULT, RELEASED_SIZE, VARIANTS
-from ..video.frames import frames_to_uint8
-from ..video.growing import PARTIAL_SUFFIX
 from ..video.segments import VideoSettings
-from . import convert, download, drift
+from . import bench, convert, download, drift
 from .embedded import embedded
+from .films import DTYPES, load_pipeline, write_film
 from .tiny import write_tiny
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LONGEST_SECONDS = MOST_CHUNKS * CHUNK_FRAMES  # at one frame a second
 
 
@@ -86,34 +82,17 @@ def _render(options: argparse.Namespace, model: Path, store: ChunkStore, frames:
     """Keeps finished chunks in ``store``, and while rendering a playable file of them beside the output."""
     settings = VideoSettings(options.width, options.height, options.fps, crf=options.crf)
     shown = {name: getattr(options, name) for name in ("prompt", "negative_prompt", "seed", "width", "height")}
-    growing = options.output.with_name(options.output.stem + PARTIAL_SUFFIX)
     take = Take(store, options.take or name_for(options.output.stem), shown, resume=not options.no_resume)
     pipeline = _pipeline(options, model)
     with TerminalBar(pipeline.steps_per_chunk(frames, **_sampling(options)), options.fps) as bar:
-        render_film(
-            pipeline.stream(**_request(options, frames), on_step=bar.on_step, output_type="latent", take=take),
-            take,
-            growing,
-            settings,
-            pipeline.fingerprint("vae"),
-            partial(_decoded, pipeline),
-            lambda finished: finished.replace(options.output),
-            bar,
-        )
-
-
-def _decoded(pipeline: HeliosPipeline, latents: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return frames_to_uint8(pipeline.decode(latents))
+        write_film(pipeline, {**_request(options, frames), "on_step": bar.on_step}, take, options.output, settings, bar)
 
 
 def _pipeline(options: argparse.Namespace, model: Path) -> HeliosPipeline:
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = DTYPES[options.dtype or _default_dtype(device)]
-    return HeliosPipeline.from_pretrained(
+    return load_pipeline(
         model,
-        dtype,
-        device,
+        options.device,
+        options.dtype,
         offload=options.offload,
         attention=options.attention,
         fp8_matmul=options.fp8_matmul,
@@ -171,10 +150,6 @@ def _sampling(options: argparse.Namespace) -> dict[str, Any]:
     return {"num_inference_steps": options.steps[0], "pyramid_num_inference_steps_list": options.steps}
 
 
-def _default_dtype(device: str) -> str:
-    return "float32" if device == "cpu" else "bfloat16"
-
-
 def _tiny(options: argparse.Namespace) -> None:
     print(write_tiny(options.output, options.variant))
 
@@ -226,4 +201,5 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_command(commands)
     download.add_command(commands)
     drift.add_command(commands)
+    bench.add_command(commands)
     return parser
