@@ -15,7 +15,7 @@ from torch import Tensor
 from ..helios_core.errors import HeliosError
 from ..helios_core.variants import CHUNK_FRAMES
 from ..helios_core.video.drift.meter import opencv
-from ..helios_core.video.drift.plot import picture
+from ..helios_core.video.drift.plot import matplotlib_figure, picture
 from ..helios_core.video.drift.report import DriftReport, report_frames, report_video
 from ..helios_core.video.reader import VideoReader
 from .adapters.sockets import check_text
@@ -67,6 +67,9 @@ class HeliosDriftReport(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, prompt_changes: str | None = None) -> bool | str:
         try:
+            # Before a film is rendered that could not be measured.
+            opencv()
+            matplotlib_figure()
             check_text("prompt_changes", prompt_changes or "")
             chunk_numbers("prompt_changes", prompt_changes or "")
         except HeliosError as error:
@@ -75,7 +78,6 @@ class HeliosDriftReport(io.ComfyNode):
 
     @classmethod
     def execute(cls, video: Any, chunk_frames: int, prompt_changes: str = "") -> io.NodeOutput:
-        opencv()  # refused before a long file is opened
         report = _report(video, chunk_frames, chunk_numbers("prompt_changes", prompt_changes))
         plot = torch.from_numpy(picture(report)).unsqueeze(0).float() / 255
         return io.NodeOutput(plot, report.json(), report.text(), ui=ui.PreviewImage(plot, cls=cls))
