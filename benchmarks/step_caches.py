@@ -88,7 +88,15 @@ def main() -> int:
     variant = open_transformer(options.model, None).variant
     options.steps = options.steps or list(VARIANTS[variant].steps)
     stop_on_terminate()
-    rows = []
+    rows: list[dict[str, Any]] = []
+
+    def note(found: dict[str, Any]) -> None:
+        """Keeps a line at once: a run takes long."""
+        rows.append(found)
+        shown = {**{key: str(value) for key, value in vars(options).items()}, "variant": variant, "rows": rows}
+        file = RESULTS / f"step-caches-{options.model.resolve().name}.json"
+        file.write_text(json.dumps(shown, indent=1) + "\n")
+
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch)
         link_folder(ROOT, base / "custom_nodes" / PACK_NAME)
@@ -96,13 +104,11 @@ def main() -> int:
         arguments = ("--cpu", "--force-fp32", "--base-directory", scratch, "--database-url", "sqlite:///:memory:")
         with ComfyServer(existing_tree(options.comfyui), Path(sys.executable), base / "log", arguments) as server:
             plain, report, _ = film(server, base / "output", graph(options, variant, None, 0))
-            rows.append(row("none", 0, [], plain, plain, report))
+            note(row("none", 0, [], plain, plain, report))
             for cache in CACHES:
                 for threshold in options.thresholds:
                     found = film(server, base / "output", graph(options, variant, cache, threshold))
-                    rows.append(row(cache, threshold, found[2], found[0], plain, found[1]))
-    shown = {**{key: str(value) for key, value in vars(options).items()}, "variant": variant, "rows": rows}
-    (RESULTS / f"step-caches-{options.model.resolve().name}.json").write_text(json.dumps(shown, indent=1) + "\n")
+                    note(row(cache, threshold, found[2], found[0], plain, found[1]))
     return 0
 
 

@@ -9,9 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor, nn
+
+# A process that has encoded its clips waits for the others'.
+LONGEST_WAIT = timedelta(hours=6)
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,9 @@ class Team:
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
-        torch.distributed.init_process_group("gloo")
+        # NCCL where it is built in, for tensors on the GPU; gloo for those in host memory.
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        torch.distributed.init_process_group(backend, timeout=LONGEST_WAIT)
         return cls(torch.distributed.get_rank(), size)
 
     @property
@@ -35,15 +41,23 @@ class Team:
         """Whether this process writes the files."""
         return self.rank == 0
 
-    def average(self, parameters: Iterable[nn.Parameter], stopping: bool) -> bool:
-        """Replaces every gradient by the mean over all processes; returns whether any of them wants to stop."""
+    def wait(self) -> None:
+        """Returns once every process has come here."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
+    def average(self, parameters: Iterable[nn.Parameter], stopping: bool, loss: float = 0.0) -> tuple[bool, float]:
+        """Replaces every gradient by the mean over all processes.
+
+        Returns whether any of them wants to stop, and the mean of their losses.
+        """
         if self.size == 1:
-            return stopping
+            return stopping, loss
         gradients = [p.grad for p in parameters if p.grad is not None]
-        flag = torch.tensor([float(stopping)])
-        flat = torch.cat([*(g.flatten() for g in gradients), flag])
+        told = gradients[0].new_tensor([float(stopping), loss])
+        flat = torch.cat([*(g.flatten() for g in gradients), told])
         torch.distributed.all_reduce(flat)
-        parts: list[Tensor] = list((flat[:-1] / self.size).split([g.numel() for g in gradients]))
+        parts: list[Tensor] = list((flat[:-2] / self.size).split([g.numel() for g in gradients]))
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
-        return bool(flat[-1] > 0)
+        return bool(flat[-2] > 0), float(flat[-1]) / self.size

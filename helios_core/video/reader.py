@@ -39,6 +39,7 @@ class VideoReader:
         width, height: pixels of the first frame, to which later ones are scaled.
         fps: as the file states it; None where it does not.
         hdr: ``PQ`` or ``HLG`` where the file is coded so; None for ordinary video.
+        time: seconds into the file of the frame that was read last; None where the file does not say.
         uneven: whether frames follow each other at different distances (variable frame rate), as far as read.
 
     Raises:
@@ -58,6 +59,7 @@ class VideoReader:
         self.fps = float(stream.average_rate) if stream.average_rate else None
         self.hdr = HDR_TRANSFERS.get(int(getattr(stream.codec_context, "color_trc", 0) or 0))
         self.uneven = False
+        self.time: float | None = None
         if start > 0:
             with _readable(self._name):
                 self._container.seek(int(start / stream.time_base), stream=stream)
@@ -83,6 +85,7 @@ class VideoReader:
                 if not shown:
                     self.width, self.height = frame.width, frame.height
                 shown += 1
+                self.time = frame.time
                 yield self._pixels(frame)
         if not self._start and 0 < decoded < stream.frames:
             raise HeliosError(
