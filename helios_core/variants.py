@@ -11,6 +11,7 @@ from typing import Any
 
 CHUNK_FRAMES, CHUNK_LATENT_FRAMES = 33, 9
 LATENT_CHANNELS, LATENT_SCALE = 16, 8
+RELEASED_SIZE = (640, 384)  # width and height in pixels
 PIXELS_PER_TOKEN = 16
 PYRAMID_MULTIPLE = 64  # pixels that the released three stages divide
 FPS = 24.0

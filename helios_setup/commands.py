@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="use this ComfyUI folder (default: $COMFYUI_PATH, else .comfyui here); packages go to .venv",
     )
     model = ExactParser(add_help=False)
-    model.add_argument("--model", metavar="PATH", help="a released Helios folder (default: helios-tiny, random)")
+    model.add_argument("--model", metavar="PATH", help="a released Helios folder (default: a small one of the pack)")
 
     commands.add_parser("setup", parents=[comfyui], help="make .venv, fetch ComfyUI, link the pack into it")
     shown = commands.add_parser("demo", parents=[comfyui, model], help="render a video in ComfyUI")

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
+from helios_core.commands.embedded import Embedded, embedded
 from helios_core.variants import DEFAULT
 from helios_setup.comfyui import link_folder
 from helios_setup.environment import say
@@ -17,7 +18,7 @@ from helios_setup.events import Event
 from helios_setup.examples import write_examples
 from helios_setup.paths import API_WORKFLOWS, OUTPUT
 from helios_setup.server import ComfyServer, output_files
-from helios_setup.workflow import TINY_SIZE, fill_workflow, load_workflow, workflow_variant
+from helios_setup.workflow import fill_workflow, load_workflow, workflow_variant
 
 BAR_WIDTH = 30
 LOG_POLL_SECONDS = 0.5
@@ -29,8 +30,11 @@ def demo(tree: Path, model: str | None, prompt: str | None, seconds: float | Non
     graph = load_workflow(API_WORKFLOWS, workflow)
     with tempfile.TemporaryDirectory(prefix="helios-demo-") as scratch:
         session = Path(scratch)
-        name, options = show_model(tree, model, workflow_variant(workflow), session)
-        filled = fill_workflow(graph, name, prompt, seconds, size=None if model else TINY_SIZE)
+        own = None if model else embedded(workflow_variant(workflow))
+        name, options = show_model(tree, model, own, session)
+        if own is not None:
+            prompt = prompt or own.prompt
+        filled = fill_workflow(graph, name, prompt, seconds, size=own.size if own else None)
         arguments = server_arguments([*private_directories(session), *options])
         server = ComfyServer(tree, Path(sys.executable), session / "comfyui.log", arguments)
         say("Starting ComfyUI ...")
@@ -57,14 +61,14 @@ def serve(tree: Path, model: str | None, port: int, output: Path | None = None) 
     """
     with tempfile.TemporaryDirectory(prefix="helios-serve-") as scratch:
         session = Path(scratch)
-        name, options = show_model(tree, model, DEFAULT.name, session)
+        name, options = show_model(tree, model, None if model else embedded(DEFAULT.name), session)
         write_examples(tree / "input")
         log = session / "comfyui.log"
         arguments = server_arguments(options, OUTPUT if output is None else output_folder(output))
         server = ComfyServer(tree, Path(sys.executable), log, arguments, port)
         say("Starting ComfyUI ...")
         with server, log.open(encoding="utf-8", errors="replace") as lines:
-            say(f"ComfyUI runs at {server.url} with {name} in models/diffusers. Ctrl-C stops it.")
+            say(f"ComfyUI runs at {server.url} with {name}. Ctrl-C stops it.")
             while server.alive():
                 sys.stdout.write(lines.read())
                 sys.stdout.flush()
@@ -108,13 +112,19 @@ def private_directories(session: Path) -> list[str]:
     ]
 
 
-def show_model(tree: Path, model: str | None, variant: str, session: Path) -> tuple[str, list[str]]:
-    """Make `--model`, or helios-tiny in its absence, appear under models/diffusers.
+def show_model(tree: Path, model: str | None, own: Embedded | None, session: Path) -> tuple[str, list[str]]:
+    """Make `--model`, or the pack's own in its absence, one that ComfyUI lists.
 
     Returns:
         its name there, and the options ComfyUI needs for it.
     """
-    return reference_model(released_folder(model), session) if model else (make_tiny(tree, variant), [])
+    if own is None:
+        return reference_model(released_folder(model or ""), session)
+    width, height = own.size
+    say(f"No --model given: using {own.name}, {own.makes}, at {width}x{height}.")
+    if own.folder is None:
+        write_tiny_folder(tree / "models" / "diffusers" / own.name, own.variant)
+    return own.name, []
 
 
 def released_folder(value: str) -> Path:
@@ -144,14 +154,6 @@ def reference_model(folder: Path, session: Path) -> tuple[str, list[str]]:
     text = f"helios:\n  is_default: true\n  diffusers: {json.dumps(str(diffusers))}\n"
     config.write_text(text, encoding="utf-8")
     return folder.name, ["--extra-model-paths-config", str(config)]
-
-
-def make_tiny(tree: Path, variant: str) -> str:
-    """Write helios-tiny into the tree's models/diffusers unless it is there; its name there."""
-    name = f"helios-tiny-{variant}"
-    say(f"No --model given: using {name}, random weights that make abstract noise, at 320x192.")
-    write_tiny_folder(tree / "models" / "diffusers" / name, variant)
-    return name
 
 
 def write_tiny_folder(folder: Path, variant: str) -> None:

@@ -20,8 +20,6 @@ MODEL_INPUTS = {
 CHAIN_NODES = ("HeliosChunkChain", "HeliosRenderVideo")
 # How the prompt's connection is called from node to node, up to its text.
 PROMPT_INPUTS = ("positive", "rows.")
-# helios-tiny's size: a quarter of the released 640x384, so that a CPU shows a result in a minute or two.
-TINY_SIZE = (320, 192)
 
 
 def load_workflow(folder: Path, name: str) -> dict:

@@ -6,6 +6,7 @@ from server import PromptServer
 from .adapters.prompt_graph import keep_prompt
 from .adapters.sockets import checked
 from .chunks import HeliosChunkChain, HeliosDecode, HeliosSampleChunk
+from .cutting import HeliosChunkFrames, HeliosSplitVideo
 from .download import HeliosDownloadModel
 from .drift import HeliosDriftReport
 from .history import HeliosApplyHistory, HeliosEmptyHistory
@@ -56,6 +57,8 @@ class HeliosExtension(ComfyExtension):
             HeliosAntiDrift,
             HeliosAnchorHistory,
             HeliosColourAnchor,
+            HeliosChunkFrames,
+            HeliosSplitVideo,
         ]
         return [checked(node) for node in nodes]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,15 @@ import torch
 from comfy_api.latest import InputImpl, io, ui
 from torch import Tensor
 
-from ..helios_core.errors import HeliosError, shortened
-from ..helios_core.take.film import MOST_CHUNKS
+from ..helios_core.errors import HeliosError
 from ..helios_core.variants import CHUNK_FRAMES
 from ..helios_core.video.drift.meter import opencv
-from ..helios_core.video.drift.plot import picture
+from ..helios_core.video.drift.plot import matplotlib_figure, picture
 from ..helios_core.video.drift.report import DriftReport, report_frames, report_video
 from ..helios_core.video.reader import VideoReader
 from .adapters.pictures import interruptible, pixels
 from .adapters.sockets import check_text
+from .cutting import chunk_numbers
 
 
 class HeliosDriftReport(io.ComfyNode):
@@ -66,31 +65,20 @@ class HeliosDriftReport(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, prompt_changes: str | None = None) -> bool | str:
         try:
+            # Before a film is rendered that could not be measured.
+            opencv()
+            matplotlib_figure()
             check_text("prompt_changes", prompt_changes or "")
-            chunk_numbers(prompt_changes or "")
+            chunk_numbers("prompt_changes", prompt_changes or "")
         except HeliosError as error:
             return str(error)
         return True
 
     @classmethod
     def execute(cls, video: Any, chunk_frames: int, prompt_changes: str = "") -> io.NodeOutput:
-        opencv()  # refused before a long file is opened
-        report = _report(video, chunk_frames, chunk_numbers(prompt_changes))
+        report = _report(video, chunk_frames, chunk_numbers("prompt_changes", prompt_changes))
         plot = torch.from_numpy(picture(report)).unsqueeze(0).float() / 255
         return io.NodeOutput(plot, report.json(), report.text(), ui=ui.PreviewImage(plot, cls=cls))
-
-
-def chunk_numbers(text: str) -> tuple[int, ...]:
-    """Chunks listed as ``7, 14``.
-
-    Raises:
-        HeliosError: not whole numbers, or beyond the longest film.
-    """
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    for part in parts:
-        if not re.fullmatch(r"[0-9]{1,5}", part) or int(part) > MOST_CHUNKS:
-            raise HeliosError(f"prompt_changes has {shortened(part)}, no chunk; list chunk numbers like '7, 14'.")
-    return tuple(sorted({int(part) for part in parts}))
 
 
 def _report(video: Any, chunk_frames: int, changes: tuple[int, ...]) -> DriftReport:

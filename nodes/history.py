@@ -6,13 +6,14 @@ import node_helpers
 from comfy_api.latest import io
 
 from ..helios_core.take.history import History
+from ..helios_core.variants import RELEASED_SIZE
 from .adapters.graph_checks import check_node
 from .adapters.model import HISTORY_KEY
 
 HistoryType = io.Custom("HELIOS_HISTORY")
 
 # The released size; the step is what a 3-stage pyramid needs.
-DEFAULT_WIDTH, DEFAULT_HEIGHT = 640, 384
+DEFAULT_WIDTH, DEFAULT_HEIGHT = RELEASED_SIZE
 SIZE_STEP = 16
 MAX_SIZE = 4096
 MAX_SEED = 0xFFFFFFFFFFFFFFFF

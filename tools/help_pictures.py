@@ -118,6 +118,16 @@ GRAPHS: dict[str, dict[str, dict[str, Any]]] = {
         "2": _node("HeliosColourAnchor", images=["1", 0]),
         "3": _node("CreateVideo", images=["2", 0], fps=24.0),
     },
+    "HeliosChunkFrames": {
+        "1": _node("HeliosRenderVideo", num_chunks=44),
+        "2": _node("HeliosChunkFrames", film=["1", 0], chunk=7),
+        "3": _node("PreviewImage", images=["2", 0]),
+    },
+    "HeliosSplitVideo": {
+        "1": _node("HeliosRenderVideo", num_chunks=21),
+        "2": _node("HeliosSplitVideo", video=["1", 0], chunks="7, 14"),
+        "3": _node("SaveVideo", video=["2", 0], filename_prefix="video/scene", format="auto", codec="auto"),
+    },
     "HeliosPromptScheduleText": {
         "1": _node("HeliosTextEncoderLoader", text_encoder="Helios-Distilled"),
         "2": _node(

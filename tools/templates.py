@@ -27,10 +27,15 @@ COLUMNS = (
             Group("Start and size", GREEN, ("HeliosEmptyHistory", "HeliosImageHistory", "HeliosVideoHistory")),
         ),
     ),
-    Column(width=400, groups=(Group("Schedule", YELLOW, ("HeliosPromptSchedule",)),)),
+    Column(
+        width=400,
+        groups=(Group("Schedule", YELLOW, ("HeliosPromptSchedule",)), Group("Hold", GREEN, ("HeliosAntiDrift",))),
+    ),
     Column(width=400, groups=(Group("Chunks", BLUE, ("HeliosSampleChunk", "HeliosChunkChain")),)),
     Column(width=400, groups=(Group("Frames", BLUE, ("LatentConcat", "HeliosDecode", "BatchImagesNode")),)),
     Column(width=440, groups=(Group("Video", RED, ("HeliosRenderVideo", "CreateVideo", "SaveVideo")),)),
+    Column(width=560, groups=(Group("Report", TEAL, ("HeliosDriftReport",)),)),
+    Column(width=560, groups=(Group("In words", TEAL, ("PreviewAny",)),)),
 )
 # Room for a paragraph, the film strip of a running take, and the finished video.
 HEIGHTS = {
@@ -41,6 +46,8 @@ HEIGHTS = {
     "HeliosChunkChain": 560.0,
     "HeliosRenderVideo": 760.0,
     "SaveVideo": 440.0,
+    "HeliosDriftReport": 620.0,
+    "PreviewAny": 320.0,
 }
 
 
@@ -135,6 +142,20 @@ def released(variant: str, task: str) -> Template:
     )
 
 
+READING = note(
+    "How to read it",
+    """
+    ## The drift report
+
+    A curve a measure, over the chunks; the shaded ends are compared. **Red** is a change worth a look. Bars are the \
+    seams between chunks: 1 is as inside a chunk, above 2 shows.
+
+    It needs OpenCV and matplotlib; the node says how to install them.
+    """,
+    height=190,
+)
+
+
 TEMPLATES = (
     *(released(variant, task) for variant in ("Distilled", "Mid", "Base") for task in TASKS),
     Template(
@@ -178,6 +199,47 @@ TEMPLATES = (
                 """,
                 height=360,
             ),
+        ),
+    ),
+    Template(
+        "helios_distilled_anchored_minute",
+        "Helios - Anchored Minute",
+        (
+            weights("Distilled"),
+            note(
+                "What to change",
+                """
+                ## A minute that holds to your image
+
+                - **First frame**: your image. It stays the film's anchor, which every chunk is shown.
+                - **Anti-Drift** steps in where a chunk departs from the film so far; the film strip marks it. \
+                Bypass the node, and the film is the reference's.
+                - **threshold**: less steps in more often.
+                - **Another scene in the middle**: put Helios Anchor History behind its first chunk.
+                - **Colours of finished frames**: Helios Colour Anchor behind Helios Decode.
+                """,
+                height=300,
+            ),
+            READING,
+        ),
+    ),
+    Template(
+        "helios_distilled_drift_report",
+        "Helios - Drift Report",
+        (
+            weights("Distilled"),
+            note(
+                "What to change",
+                """
+                ## See where a film goes wrong
+
+                - **Any film**: connect Load Video to the report instead of Render Video.
+                - **prompt_changes**: the chunks at which the prompt changes, like 7, 14. A change there is no fault.
+                - **num_chunks**: 14 here, 19 seconds. Drift shows in long films.
+                """,
+                height=220,
+            ),
+            READING,
         ),
     ),
     Template(

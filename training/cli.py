@@ -1,4 +1,4 @@
-"""Command line: ``python -m training vae``, ``parts``, ``data``, ``stage1`` to ``stage3``, ``export``, ``status``."""
+"""Command line: ``python -m training`` vae, parts, data, stage1 to stage3, export, lora, status."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from helios_core.checkpoint import open_transformer
 from helios_core.errors import HeliosError
 from helios_core.networks.transformer import HeliosTransformer
 
-from .data import Clips, write_shards
+from .data import WorldClips, write_shards
 from .export import PARTS, write_release
+from .lora_run import add_arguments, train_lora
 from .model import new_transformer
 from .parallel import Team
 from .parts import write_parts
@@ -133,6 +134,11 @@ def export(options: argparse.Namespace) -> None:
         print(f"{folder}: {found} after {run_facts(options.folder / found)['step']} steps")
 
 
+def lora(options: argparse.Namespace) -> None:
+    """Trains a LoRA of a released model on a folder of captioned clips."""
+    train_lora(options, lambda run: _go(options, run))
+
+
 def status(options: argparse.Namespace) -> None:
     """Says how far every run is."""
     for state in sorted(options.folder.glob(f"*/{STATE}")):
@@ -145,16 +151,23 @@ def status(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace, task: Task, name: str, settings: Settings) -> None:
+    _go(options, Run(task, options.folder / name, settings, Team.from_environment()))
+
+
+def _go(options: argparse.Namespace, run: Run) -> None:
+    """Trains until the last step, the time that was given, or a signal."""
     until = None if options.minutes is None else time.time() + 60 * options.minutes
-    run = Run(task, options.folder / name, settings, Team.from_environment())
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, run.stop)
-    run.train(until)
+    before = {number: signal.signal(number, run.stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        run.train(until)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _clips(options: argparse.Namespace) -> Clips:
+def _clips(options: argparse.Namespace) -> WorldClips:
     _needs(options.folder / "parts" / "vae", "parts")
-    return Clips(options.folder / "parts", options.folder / "clips", options.width, options.height, list(PROMPTS))
+    return WorldClips(options.folder / "parts", options.folder / "clips", options.width, options.height, list(PROMPTS))
 
 
 def _trained(runs: Path, name: str, model: HeliosTransformer) -> HeliosTransformer:
@@ -198,5 +211,6 @@ def _parser() -> argparse.ArgumentParser:
     exporting = command(export)
     exporting.add_argument("variants", nargs="+", choices=list(SOURCES))
     exporting.add_argument("--output", type=Path, default=Path("models/helios-small"))
+    add_arguments(command(lora, steps=1000, batch=1, rate=1e-4, rank=16))
     command(status)
     return parser

@@ -1,4 +1,4 @@
-"""Clips of the world as latents, encoded once and kept in shards, and the batches that are drawn from them."""
+"""Clips as latents, encoded once, and the batches that are drawn from them; the world's clips are kept in shards."""
 
 from __future__ import annotations
 
@@ -30,16 +30,23 @@ HISTORY = LONG + MID + SHORT
 
 @torch.no_grad()
 def encode_chunks(vae: WanVAE, frames: Tensor, lean: bool = True) -> Tensor:
-    """Frames [F,3,H,W] in 0..1, chunk by chunk, to normalised latents [F/33,16,9,H/8,W/8]."""
+    """Frames [F,3,H,W] in 0..1, chunk by chunk, to normalised latents [F/33,16,9,H/8,W/8].
+
+    Without ``lean`` any Wan 2.1 VAE works.
+    """
     video = frames.unflatten(0, (-1, CHUNK_FRAMES)).transpose(1, 2) * 2 - 1
-    return torch.cat([vae.normalise(training_vae.encode(vae, chunk[None], lean)[0]) for chunk in video])
+    return torch.cat([_encoded(vae, chunk[None], lean) for chunk in video])
 
 
 @torch.no_grad()
-def encode_still(vae: WanVAE, frame: Tensor, lean: bool = True) -> Tensor:
+def encode_still(vae: WanVAE, frame: Tensor, lean: bool = True, frames: int = STATIC_FRAMES) -> Tensor:
     """The last latent [16,1,H/8,W/8] of a clip that repeats ``frame`` [3,H,W]: what I2V puts into the history."""
-    video = frame[None, :, None].expand(-1, -1, STATIC_FRAMES, -1, -1) * 2 - 1
-    return vae.normalise(training_vae.encode(vae, video, lean)[0])[0, :, -1:]
+    video = frame[None, :, None].expand(-1, -1, frames, -1, -1) * 2 - 1
+    return _encoded(vae, video, lean)[0, :, -1:]
+
+
+def _encoded(vae: WanVAE, video: Tensor, lean: bool) -> Tensor:
+    return vae.normalise(training_vae.encode(vae, video, lean)[0] if lean else vae.encode(video)[0])
 
 
 def write_shard(folder: Path, vae: WanVAE, shard: int, width: int, height: int) -> Path:
@@ -92,28 +99,23 @@ class Drops:
 
 
 class Clips:
-    """All shards of a size in memory, with the embeddings of their captions."""
+    """Clips of any number of chunks in memory, and the embeddings of their captions.
 
-    def __init__(self, parts: Path, folder: Path, width: int, height: int, shown: Sequence[str] = ()):
-        files = sorted(folder.glob(f"{width}x{height}-*.safetensors"))
-        if not files:
-            raise HeliosError(f"{folder} holds no {width}x{height} clips; run python -m training data first.")
-        latents, stills = [], []
-        numbers: dict[str, int] = {"": 0}
-        self.captions: list[list[int]] = []
-        for path in files:
-            with safe_open(path, "pt") as file:
-                latents.append(file.get_tensor("latents"))
-                stills.append(file.get_tensor("stills"))
-                for clip in json.loads(file.metadata()["captions"]):
-                    self.captions.append([numbers.setdefault(text, len(numbers)) for text in clip])
-        self.texts = list(numbers)
-        self.latents, self.stills = torch.cat(latents), torch.cat(stills)
-        encoder = load_text_encoder(parts)
-        rows = [encoder.encode(self.texts[i : i + 64], TEXT_ROWS) for i in range(0, len(self.texts), 64)]
-        self.embeddings = torch.cat(rows)
-        self.shown = (encoder.encode(list(shown) or [""], TEXT_ROWS), self.embeddings[:1])
-        self.vae = load_vae(parts)
+    Args:
+        latents: per clip, its chunks [n,16,9,h,w], normalised.
+        stills: per clip, :func:`encode_still` of its first frame [16,1,h,w].
+        captions: per clip and chunk, the caption's row in ``embeddings`` [N,rows,D]; row 0 is that of no caption.
+    """
+
+    def __init__(
+        self, latents: Sequence[Tensor], stills: Sequence[Tensor], captions: list[list[int]], embeddings: Tensor
+    ):
+        self.latents, self.stills, self.captions, self.embeddings = latents, stills, captions, embeddings
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the latents."""
+        return self.latents[0].shape[-2], self.latents[0].shape[-1]
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -122,23 +124,48 @@ class Clips:
         """Random chunks of random clips, with the drops and the history corruption of the paper's first stage."""
         clean, anchors, histories, captions = [], [], [], []
         for _ in range(size):
-            clip, chunk = random.integer(len(self)), random.integer(CHUNKS)
+            clip = random.integer(len(self))
+            chunk = random.integer(len(self.latents[clip]))
             kind = float(random.uniform())
             if drops.text_to_video <= kind < drops.text_to_video + drops.image_to_video:
                 chunk = 0
-            past = self.latents[clip, :chunk].transpose(0, 1).flatten(1, 2).float()
-            first = self.latents[clip, 0, :, :1].float()
+            past = self.latents[clip][:chunk].transpose(0, 1).flatten(1, 2).float()
+            first = self.latents[clip][0, :, :1].float()
             if kind < drops.text_to_video or chunk == 0:
                 past, first = past[:, :0], torch.zeros_like(first)
             if drops.text_to_video <= kind < drops.text_to_video + drops.image_to_video:
-                past, first = self.stills[clip].float(), self.latents[clip, 0, :, :1].float()
+                past, first = self.stills[clip].float(), self.latents[clip][0, :, :1].float()
             known = torch.cat([first, past[:, -HISTORY:]], dim=1)
             known = corrupted(known, random, drops)
             anchors.append(known[:, :1])
             histories.append(torch.nn.functional.pad(known[:, 1:], (0, 0, 0, 0, HISTORY - known.shape[1] + 1, 0)))
-            clean.append(self.latents[clip, chunk].float())
+            clean.append(self.latents[clip][chunk].float())
             captions.append(0 if float(random.uniform()) < drops.caption else self.captions[clip][chunk])
         return Batch(torch.stack(clean), torch.stack(anchors), torch.stack(histories), captions)
+
+
+class WorldClips(Clips):
+    """All shards of a size, and the frozen VAE; ``shown`` are the prompts of sample pictures."""
+
+    def __init__(self, parts: Path, folder: Path, width: int, height: int, shown: Sequence[str] = ()):
+        files = sorted(folder.glob(f"{width}x{height}-*.safetensors"))
+        if not files:
+            raise HeliosError(f"{folder} holds no {width}x{height} clips; run python -m training data first.")
+        latents, stills = [], []
+        numbers: dict[str, int] = {"": 0}
+        captions: list[list[int]] = []
+        for path in files:
+            with safe_open(path, "pt") as file:
+                latents.append(file.get_tensor("latents"))
+                stills.append(file.get_tensor("stills"))
+                for clip in json.loads(file.metadata()["captions"]):
+                    captions.append([numbers.setdefault(text, len(numbers)) for text in clip])
+        self.texts = list(numbers)
+        encoder = load_text_encoder(parts)
+        rows = [encoder.encode(self.texts[i : i + 64], TEXT_ROWS) for i in range(0, len(self.texts), 64)]
+        super().__init__(torch.cat(latents), torch.cat(stills), captions, torch.cat(rows))
+        self.shown = (encoder.encode(list(shown) or [""], TEXT_ROWS), self.embeddings[:1])
+        self.vae = load_vae(parts)
 
 
 def corrupted(known: Tensor, random: StepRandom, drops: Drops) -> Tensor:

@@ -83,14 +83,15 @@ class ShortTextAttention:
     """
 
     def __init__(self, text: PreparedText, lengths: Tensor):
-        self._keys = {id(keys) for keys, _ in text.keys_values}
+        # By their memory: who shards or streams blocks hands them other tensors of the same.
+        self._keys = {keys.data_ptr() for keys, _ in text.keys_values}
         rows = text.keys_values[0][0].shape[1]
-        is_padding = torch.arange(rows) >= lengths[:, None]
+        is_padding = torch.arange(rows, device=lengths.device) >= lengths[:, None]
         share = (MAX_LENGTH - lengths) / (rows - lengths)
-        self._bias = torch.where(is_padding, share.log()[:, None], torch.zeros(()))[:, None, None]
+        self._bias = torch.where(is_padding, share.log()[:, None], torch.zeros_like(share)[:, None])[:, None, None]
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-        bias = self._bias.to(q.dtype) if id(k) in self._keys else None
+        bias = self._bias.to(q.dtype) if k.data_ptr() in self._keys else None
         q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).flatten(2)
 
@@ -103,17 +104,29 @@ def velocity(
     batch: Batch,
     checkpointed: bool = False,
 ) -> Tensor:
-    """The network's velocity for ``latents`` [B,16,9,h,w] with ``embeddings`` [B,rows,D] of the batch's captions."""
-    used = (embeddings != 0).any(-1)
-    lengths = used.sum(1)
-    text = model.prepare_text(embeddings[:, : int(lengths.max()) + 1])
-    long, mid, last = batch.history.split([LONG, MID, 1], dim=2)
-    history = model.prepare_history(torch.cat([batch.anchor, last], dim=2), mid, long)
+    """The network's velocity for ``latents`` [B,16,9,h,w] with ``embeddings`` [B,rows,D] of the batch's captions.
 
-    def run_block(index: int, *inputs: Any) -> Tensor:
-        if checkpointed:
-            return checkpoint(model.run_block, index, *inputs, use_reentrant=False)
-        return model.run_block(index, *inputs)
+    It is computed in the model's type on the model's device, and returned in those of ``latents``.
+    """
+    lengths = (embeddings != 0).any(-1).sum(1)
+    at = model.patch_embedding.weight
+    rows = embeddings[:, : int(lengths.max()) + 1].to(at)
+    if checkpointed and torch.is_grad_enabled():
+        # So that whoever shards or streams the blocks sees where the text's part of the backward pass ends.
+        rows = rows.detach().requires_grad_()
+    text = model.prepare_text(rows)
+    long, mid, last = (part.to(at) for part in batch.history.split([LONG, MID, 1], dim=2))
+    history = model.prepare_history(torch.cat([batch.anchor.to(at), last], dim=2), mid, long)
 
-    attention = ShortTextAttention(text, lengths)
-    return model(latents, timestep, text, history=history, attention=attention, run_block=run_block)
+    def run_block(index: int, x: Tensor, *inputs: Any) -> Tensor:
+        if not checkpointed:
+            return model.run_block(index, x, *inputs)
+        # A frozen model's first block would otherwise work in place, under adapters whose results are recorded.
+        x = x if x.requires_grad else x.detach().requires_grad_(torch.is_grad_enabled())
+        return checkpoint(model.run_block, index, x, *inputs, use_reentrant=False)
+
+    attention = ShortTextAttention(text, lengths.to(at.device))
+    predicted = model(
+        latents.to(at), timestep.to(at.device), text, history=history, attention=attention, run_block=run_block
+    )
+    return predicted.to(latents)

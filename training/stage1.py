@@ -21,14 +21,23 @@ TIMESTEPS = 1000
 class Stage1(Task):
     """Velocity regression at full resolution."""
 
-    def __init__(self, model: HeliosTransformer, clips: Clips, batch: int = 8, drops: Drops | None = None):
+    def __init__(
+        self,
+        model: HeliosTransformer,
+        clips: Clips,
+        batch: int = 8,
+        drops: Drops | None = None,
+        checkpointed: bool = False,
+    ):
         super().__init__(model)
         self.model, self.clips, self.batch, self.drops = model, clips, batch, drops or Drops()
+        self.checkpointed = checkpointed
 
     def loss(self, step: int, random: StepRandom) -> tuple[Tensor, dict[str, float]]:
         batch = self.clips.batch(random, self.batch, self.drops)
         noise = random.normal(batch.clean.shape)
         t = random.normal((self.batch,)).sigmoid()
         noisy = (1 - per_sample(t)) * batch.clean + per_sample(t) * noise
-        predicted = velocity(self.model, noisy, TIMESTEPS * t, self.clips.embeddings[batch.captions], batch)
+        texts = self.clips.embeddings[batch.captions]
+        predicted = velocity(self.model, noisy, TIMESTEPS * t, texts, batch, self.checkpointed)
         return (predicted - (noise - batch.clean)).square().mean(), {}

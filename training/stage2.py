@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from helios_core.networks.transformer import HeliosTransformer
-from helios_core.samplers import PyramidSampler
+from helios_core.samplers import PyramidSampler, SchedulerConfig
 
-from .data import Clips, Drops
-from .flow import end_points, paths, per_sample, stage_sigmas
+from .data import Clips, Drops, WorldClips
+from .flow import PYRAMID, end_points, paths, per_sample, stage_sigmas
 from .model import velocity
 from .samples import sample_sheet
 from .trainer import StepRandom, Task
@@ -36,26 +36,36 @@ def drawn_stage(step: int, shares: Sequence[float]) -> int:
 class Stage2(Task):
     """Velocity regression inside one pyramid stage per step; coarse stages have larger batches."""
 
-    def __init__(self, model: HeliosTransformer, clips: Clips, batch: int = 8, drops: Drops | None = None):
+    def __init__(
+        self,
+        model: HeliosTransformer,
+        clips: Clips,
+        batch: int = 8,
+        drops: Drops | None = None,
+        scheduler: SchedulerConfig = PYRAMID,
+        checkpointed: bool = False,
+    ):
         super().__init__(model)
         self.model, self.clips, self.drops = model, clips, drops or Drops()
+        self.scheduler, self.checkpointed = scheduler, checkpointed
         self.size = batch
         self.batch = round(batch * sum(s * f for s, f in zip(STAGE_SHARES, BATCH_FACTORS, strict=True)))
-        self.paths = paths()
+        self.paths = paths(scheduler)
 
     def loss(self, step: int, random: StepRandom) -> tuple[Tensor, dict[str, float]]:
         stage = drawn_stage(step, STAGE_SHARES)
         batch = self.clips.batch(random, self.size * BATCH_FACTORS[stage], self.drops)
-        start, end = end_points(batch.clean, random.normal(batch.clean.shape), stage)
-        sigma = stage_sigmas(random.uniform((len(start),)), start)
+        start, end = end_points(batch.clean, random.normal(batch.clean.shape), stage, self.scheduler)
+        sigma = stage_sigmas(random.uniform((len(start),)), start, self.scheduler)
         path = self.paths[stage]
         timestep = path.timestep_min + sigma * (path.timestep_max - path.timestep_min)
         noisy = per_sample(sigma) * start + (1 - per_sample(sigma)) * end
-        predicted = velocity(self.model, noisy, timestep, self.clips.embeddings[batch.captions], batch)
+        texts = self.clips.embeddings[batch.captions]
+        predicted = velocity(self.model, noisy, timestep, texts, batch, self.checkpointed)
         loss = (predicted - (start - end)).square().mean()
         return loss, {f"stage{stage}": loss.item()}
 
     def sample(self, averaged: dict[str, Tensor], path: Path) -> None:
+        assert isinstance(self.clips, WorldClips)
         sampler = PyramidSampler(steps=(8, 6, 4), solver="euler")
-        size = (self.clips.latents.shape[-2], self.clips.latents.shape[-1])
-        sample_sheet(self.model, averaged, self.clips.vae, self.clips.shown, sampler, size, path)
+        sample_sheet(self.model, averaged, self.clips.vae, self.clips.shown, sampler, self.clips.size, path)

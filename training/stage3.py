@@ -24,7 +24,7 @@ from helios_core.samplers.noise import coarsest, draw_block_noise, upsampled
 from helios_core.samplers.schedule import StepSchedule, dmd_schedule, dynamic_shift, pyramid_schedule, stage_tables
 from helios_core.samplers.stages import token_count
 
-from .data import Batch, Clips, Drops
+from .data import Batch, Drops, WorldClips
 from .flow import end_points, paths, per_sample
 from .model import velocity
 from .samples import sample_sheet
@@ -69,7 +69,7 @@ class OdeTask(Task):
     """
 
     def __init__(
-        self, student: HeliosTransformer, teacher: HeliosTransformer, clips: Clips, batch: int = 6,
+        self, student: HeliosTransformer, teacher: HeliosTransformer, clips: WorldClips, batch: int = 6,
         teacher_steps: int = 8, guidance: float = 3.0, shares: Sequence[float] = (0.5, 0.3, 0.2),
     ):  # fmt: skip
         super().__init__(student)
@@ -110,9 +110,10 @@ class OdeTask(Task):
         return latents
 
     def sample(self, averaged: dict[str, Tensor], path: Path) -> None:
-        size = (self.clips.latents.shape[-2], self.clips.latents.shape[-1])
         sampler = DMDSampler(steps=(STEPS,) * 3)
-        sample_sheet(self.student, averaged, self.clips.vae, self.clips.shown, sampler, size, path, guidance=1.0)
+        sample_sheet(
+            self.student, averaged, self.clips.vae, self.clips.shown, sampler, self.clips.size, path, guidance=1.0
+        )
 
 
 # -------------------------------------------------------------------------------------------- distribution matching
@@ -208,7 +209,7 @@ class DistillTask(Task):
     """
 
     def __init__(
-        self, student: HeliosTransformer, teacher: HeliosTransformer, clips: Clips, batch: int = 4,
+        self, student: HeliosTransformer, teacher: HeliosTransformer, clips: WorldClips, batch: int = 4,
         depths: Sequence[int] = (1, 2, 4), settings: DistillSettings | None = None, cached: bool = True,
     ):  # fmt: skip
         fake = copy.deepcopy(teacher).requires_grad_(True)
@@ -304,7 +305,6 @@ class DistillTask(Task):
         return self.heads(found)
 
     def sample(self, averaged: dict[str, Tensor], path: Path) -> None:
-        size = (self.clips.latents.shape[-2], self.clips.latents.shape[-1])
         mine = {name[8:]: tensor for name, tensor in averaged.items() if name.startswith("student.")}
         sampler = DMDSampler(steps=(STEPS,) * 3)
-        sample_sheet(self.student, mine, self.clips.vae, self.clips.shown, sampler, size, path, guidance=1.0)
+        sample_sheet(self.student, mine, self.clips.vae, self.clips.shown, sampler, self.clips.size, path, guidance=1.0)

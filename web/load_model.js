@@ -3,7 +3,7 @@
 
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
-import { randomWeights, sizeOf, stateText, words } from './lib/model_texts.js'
+import { isSmall, randomWeights, sizeOf, stateText, words } from './lib/model_texts.js'
 
 /** @typedef {import('./lib/model_texts.js').Model} Model */
 /** @typedef {import('./lib/model_texts.js').Download} Download */
@@ -100,6 +100,7 @@ class ModelPanel {
     const whole = model && !model.missing.length
     this.uses.textContent = !model ? '' : whole ? words('uses', { name: model.name, size: sizeOf(model) }) : ''
     if (whole && randomWeights(model)) this.uses.textContent += ` ${words('random')}`
+    if (whole && isSmall(model)) this.uses.textContent += ` ${words('small')}`
     this.uses.hidden = !whole
     this.missing.textContent = lacks(model, wanted)
     this.missing.hidden = !this.missing.textContent

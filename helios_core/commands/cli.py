@@ -8,7 +8,6 @@ import math
 import sys
 import tempfile
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,16 @@ from ..pipeline import HeliosPipeline
 from ..take.anti_drift import SETTINGS, AntiDrift
 from ..take.film import MOST_CHUNKS, chunk_count
 from ..take.progress import TerminalBar
-from ..take.render import render_film
 from ..take.seed_changes import MAX_SEED
 from ..take.store import CHUNK_SUFFIX, FOLDER_NAME, ChunkStore
 from ..take.take import Take, name_for
-from ..variants import CHUNK_FRAMES, DEFAULT, VARIANTS
-from ..video.frames import frames_to_uint8
-from ..video.growing import PARTIAL_SUFFIX
+from ..variants import CHUNK_FRAMES, DEFAULT, RELEASED_SIZE, VARIANTS
 from ..video.segments import VideoSettings
-from . import convert, download, drift
+from . import bench, convert, download, drift
+from .embedded import embedded
+from .films import DTYPES, load_pipeline, write_film
 from .tiny import write_tiny
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LONGEST_SECONDS = MOST_CHUNKS * CHUNK_FRAMES  # at one frame a second
 
 
@@ -52,12 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def generate(options: argparse.Namespace) -> None:
     """Writes a clip chunk by chunk."""
-    if options.model is None:
-        with tempfile.TemporaryDirectory() as folder:
-            print("No --model given: using helios-tiny, random weights that make abstract noise, not video.")
-            _generate(options, write_tiny(Path(folder) / "helios-tiny"))
-    else:
+    own = None if options.model else embedded(DEFAULT.name)
+    width, height = own.size if own else RELEASED_SIZE
+    options.width, options.height = options.width or width, options.height or height
+    if own is None:
         _generate(options, options.model)
+        return
+    print(f"No --model given: using {own.name}, {own.makes}, at {width}x{height}.")
+    with tempfile.TemporaryDirectory() as folder:
+        _generate(options, own.folder or write_tiny(Path(folder) / own.name))
 
 
 def _generate(options: argparse.Namespace, model: Path) -> None:
@@ -82,34 +82,17 @@ def _render(options: argparse.Namespace, model: Path, store: ChunkStore, frames:
     """Keeps finished chunks in ``store``, and while rendering a playable file of them beside the output."""
     settings = VideoSettings(options.width, options.height, options.fps, crf=options.crf)
     shown = {name: getattr(options, name) for name in ("prompt", "negative_prompt", "seed", "width", "height")}
-    growing = options.output.with_name(options.output.stem + PARTIAL_SUFFIX)
     take = Take(store, options.take or name_for(options.output.stem), shown, resume=not options.no_resume)
     pipeline = _pipeline(options, model)
     with TerminalBar(pipeline.steps_per_chunk(frames, **_sampling(options)), options.fps) as bar:
-        render_film(
-            pipeline.stream(**_request(options, frames), on_step=bar.on_step, output_type="latent", take=take),
-            take,
-            growing,
-            settings,
-            pipeline.fingerprint("vae"),
-            partial(_decoded, pipeline),
-            lambda finished: finished.replace(options.output),
-            bar,
-        )
-
-
-def _decoded(pipeline: HeliosPipeline, latents: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return frames_to_uint8(pipeline.decode(latents))
+        write_film(pipeline, {**_request(options, frames), "on_step": bar.on_step}, take, options.output, settings, bar)
 
 
 def _pipeline(options: argparse.Namespace, model: Path) -> HeliosPipeline:
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = DTYPES[options.dtype or _default_dtype(device)]
-    return HeliosPipeline.from_pretrained(
+    return load_pipeline(
         model,
-        dtype,
-        device,
+        options.device,
+        options.dtype,
         offload=options.offload,
         attention=options.attention,
         fp8_matmul=options.fp8_matmul,
@@ -167,10 +150,6 @@ def _sampling(options: argparse.Namespace) -> dict[str, Any]:
     return {"num_inference_steps": options.steps[0], "pyramid_num_inference_steps_list": options.steps}
 
 
-def _default_dtype(device: str) -> str:
-    return "float32" if device == "cpu" else "bfloat16"
-
-
 def _tiny(options: argparse.Namespace) -> None:
     print(write_tiny(options.output, options.variant))
 
@@ -180,13 +159,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("generate", help="make a video from a prompt")
-    command.add_argument("--model", type=Path, help="released Helios folder (default: helios-tiny, random weights)")
+    command.add_argument("--model", type=Path, help="released Helios folder (default: a small one of the pack)")
     command.add_argument("--prompt", required=True)
     command.add_argument("--negative-prompt")
     command.add_argument("--seconds", type=float, default=5.0, help="length, rounded up to whole chunks of 33 frames")
     command.add_argument("--output", type=Path, default=Path("helios.mp4"))
-    command.add_argument("--width", type=int, default=640, help="pixels, divisible by 64")
-    command.add_argument("--height", type=int, default=384, help="pixels, divisible by 64")
+    command.add_argument("--width", type=int, help="pixels, divisible by 64 (default: the model's, 640)")
+    command.add_argument("--height", type=int, help="pixels, divisible by 64 (default: the model's, 384)")
     command.add_argument("--fps", type=int, default=24)
     command.add_argument("--crf", type=int, default=18, help="h264 quality, lower is better")
     command.add_argument("--seed", type=int, default=0)
@@ -222,4 +201,5 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_command(commands)
     download.add_command(commands)
     drift.add_command(commands)
+    bench.add_command(commands)
     return parser

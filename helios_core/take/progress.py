@@ -94,8 +94,8 @@ class TerminalBar:
     """Shows :meth:`RenderProgress.text` on standard error."""
 
     def __init__(self, steps_per_chunk: list[int], fps: float = 24):
-        self._progress = RenderProgress(steps_per_chunk, fps)
-        self._bar = tqdm(total=self._progress.total_steps, unit="step", bar_format="{l_bar}{bar}| {postfix}")
+        self.progress = RenderProgress(steps_per_chunk, fps)
+        self._bar = tqdm(total=self.progress.total_steps, unit="step", bar_format="{l_bar}{bar}| {postfix}")
         self._position = "starting"
         self._show()
 
@@ -109,7 +109,7 @@ class TerminalBar:
         """The step callback of any chunk."""
 
         def report(step: Progress) -> None:
-            self._progress.step()
+            self.progress.step()
             self._bar.update()
             self.at(f"stage {step.stage} step {step.step}/{step.total}")
 
@@ -123,12 +123,12 @@ class TerminalBar:
     def decoding(self, chunk: Chunk) -> None:
         """See :class:`~helios_core.take.render.FilmObserver`, also for the next ones."""
         if chunk.reused:
-            self._bar.update(self._progress.steps_per_chunk[self._progress.chunks_done])
-            self._progress.reuse()
+            self._bar.update(self.progress.steps_per_chunk[self.progress.chunks_done])
+            self.progress.reuse()
         self.at("decoding")
 
     def decoded(self, _chunk: Chunk, _frames: Tensor | None) -> None:
-        self._progress.chunk()
+        self.progress.chunk()
         self._show()
 
     def on_disk(self, *_: object) -> None:
@@ -138,4 +138,4 @@ class TerminalBar:
         self.at("writing the file")
 
     def _show(self) -> None:
-        self._bar.set_postfix_str(self._progress.text(self._position))
+        self._bar.set_postfix_str(self.progress.text(self._position))

@@ -144,7 +144,7 @@ def media_frames(image: Any, video: Any, width: int, height: int) -> Tensor | No
         pictures = [given] if name == "image" else list(given)
         if not pictures:
             raise HeliosError("video has no frames; give at least 33.")
-        frames = torch.stack([_fitted(name, picture, width, height) for picture in pictures]).unsqueeze(0)
+        frames = torch.stack([fitted(name, picture, width, height) for picture in pictures]).unsqueeze(0)
     if frames.ndim != 5 or frames.shape[2:] != (3, height, width):
         raise HeliosError(
             f"{name} has shape {list(given.shape)}; give [F,3,{height},{width}] or [B,F,3,{height},{width}] in 0..1, "
@@ -153,9 +153,9 @@ def media_frames(image: Any, video: Any, width: int, height: int) -> Tensor | No
     return frames.permute(0, 2, 1, 3, 4).float() * 2 - 1
 
 
-def _fitted(name: str, picture: Any, width: int, height: int) -> Tensor:
+def fitted(name: str, picture: Any, width: int, height: int) -> Tensor:
     """A PIL image -> [3,H,W] in 0..1, scaled to cover the size and cropped at the centre."""
     if not isinstance(picture, Image.Image):
         raise HeliosError(f"{name} is a {type(picture).__name__}; give PIL images or a float tensor in 0..1.")
-    fitted = ImageOps.fit(picture.convert("RGB"), (width, height), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1).float() / 255
+    covering = ImageOps.fit(picture.convert("RGB"), (width, height), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.asarray(covering).copy()).permute(2, 0, 1).float() / 255

@@ -22,8 +22,14 @@ HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
 UNEVEN = 0.25
 
 
+class _NoFramesError(HeliosError):
+    """A file, or a part of it, without pictures."""
+
+
 class VideoReader:
     """The pictures of a file, uint8 [H,W,3]; use as a context manager, and iterate once.
+
+    Reading from ``start`` on decodes from the keyframe before it, not from the beginning.
 
     Args:
         source: a path, or the file's content.
@@ -33,6 +39,7 @@ class VideoReader:
         width, height: pixels of the first frame, to which later ones are scaled.
         fps: as the file states it; None where it does not.
         hdr: ``PQ`` or ``HLG`` where the file is coded so; None for ordinary video.
+        time: seconds into the file of the frame that was read last; None where the file does not say.
         uneven: whether frames follow each other at different distances (variable frame rate), as far as read.
 
     Raises:
@@ -52,6 +59,10 @@ class VideoReader:
         self.fps = float(stream.average_rate) if stream.average_rate else None
         self.hdr = HDR_TRANSFERS.get(int(getattr(stream.codec_context, "color_trc", 0) or 0))
         self.uneven = False
+        self.time: float | None = None
+        if start > 0:
+            with _readable(self._name):
+                self._container.seek(int(start / stream.time_base), stream=stream)
         self._times: tuple[float, float] | None = None
 
     def __enter__(self) -> VideoReader:
@@ -74,13 +85,14 @@ class VideoReader:
                 if not shown:
                     self.width, self.height = frame.width, frame.height
                 shown += 1
+                self.time = frame.time
                 yield self._pixels(frame)
-        if 0 < decoded < stream.frames:
+        if not self._start and 0 < decoded < stream.frames:
             raise HeliosError(
                 f"The video {self._name} ends after {decoded} of {stream.frames} frames: give a whole video file."
             )
         if not shown:
-            raise HeliosError(f"The video {self._name} has no frames: give a video file.")
+            raise _NoFramesError(f"The video {self._name} has no frames: give a video file.")
 
     def _pixels(self, frame: Any) -> np.ndarray:
         size = {}
@@ -117,3 +129,31 @@ def _readable(name: str) -> Iterator[None]:
     # Odd metadata is a UnicodeDecodeError.
     except (av.FFmpegError, OSError, ValueError) as error:
         raise HeliosError(f"The video {name} cannot be read ({reason(error)}): give a whole video file.") from error
+
+
+def read_chunk(
+    source: str | Path | io.BytesIO, chunk: int, chunk_frames: int, start: float = 0.0, duration: float = 0.0
+) -> np.ndarray:
+    """The frames of chunk number ``chunk``, from 0, uint8 [F,H,W,3]; of the film that ``start`` and ``duration`` leave.
+
+    Raises:
+        HeliosError: as :class:`VideoReader`, no frame rate, or a chunk beyond the end.
+    """
+    with VideoReader(source) as reader:
+        fps = reader.fps
+    if not fps:
+        raise HeliosError("The video states no frame rate, which places its chunks: encode it with one.")
+    # Half a frame early: times of files are rounded.
+    begin, length = start + (chunk * chunk_frames - 0.5) / fps, chunk_frames / fps
+    if duration:
+        length = min(length, start + duration - begin)
+    frames: list[np.ndarray] = []
+    if length > 0:
+        with (
+            VideoReader(source, max(begin, 0.0), length + min(begin, 0.0)) as reader,
+            contextlib.suppress(_NoFramesError),
+        ):
+            frames.extend(reader)
+    if not frames:
+        raise HeliosError(f"chunk={chunk} is beyond the end of the video; chunks are counted from 0.")
+    return np.stack(frames)

@@ -9,6 +9,7 @@ from pathlib import Path
 import folder_paths
 
 from ...helios_core.checkpoint.folder import PIPELINE_CLASSES
+from ...helios_core.commands.embedded import TINY_NAMES, TINY_PREFIX, embedded
 from ...helios_core.commands.tiny import write_tiny
 from ...helios_core.errors import HeliosError, reason, shortened
 from ...helios_core.settings import read_object
@@ -17,11 +18,6 @@ from .sockets import check_text
 
 DIFFUSERS = "diffusers"
 SINGLE_FILES = (".safetensors", ".sft")
-# Models that come with the pack: trained ones as folders of it, helios-tiny written when it is first asked for.
-SMALL_PREFIX = "helios-small-"
-SMALL_FOLDER = Path(__file__).resolve().parents[2] / "models" / "helios-small"
-TINY_PREFIX = "helios-tiny-"
-TINY_NAMES = tuple(TINY_PREFIX + variant for variant in VARIANTS)
 # The fastest first.
 RELEASED = {variant.folder: variant.repository for variant in reversed(VARIANTS.values())}
 
@@ -64,8 +60,8 @@ def installed_folders() -> dict[str, Path]:
 
 def small_folders() -> dict[str, Path]:
     """The trained models that come with the pack, by name."""
-    found = {SMALL_PREFIX + variant: SMALL_FOLDER / variant for variant in VARIANTS}
-    return {name: folder for name, folder in found.items() if _is_helios(folder)}
+    found = [embedded(variant) for variant in VARIANTS]
+    return {model.name: model.folder for model in found if model.folder is not None}
 
 
 def model_folders() -> dict[str, Path]:

@@ -17,6 +17,7 @@ from ...helios_core.take.history import History
 from ...helios_core.variants import LATENT_SCALE, VARIANTS
 from .model import HISTORY_KEY, TIMESTEP_KEY, HeliosModel, HeliosSampling
 from .prepared import PREPARED_KEY, PreparedInputs
+from .step_cache import StageCaches
 
 # Denoising sigma is the timestep in thousandths, for core's time ranges and patches.
 TIMESTEPS = 1000.0
@@ -62,12 +63,15 @@ class HeliosSampler(comfy.samplers.Sampler):
         if is_guided and self.settings.zero_star:
             options[CFG_FUNCTION] = _zero_star
         transformer_options = _with_prepared(model_wrap, options.get("transformer_options", {}))
+        caches = StageCaches(transformer_options, model.model_sampling)
 
         def velocity(latents: Tensor, timestep: Tensor) -> Tensor:
             exact = float(timestep[0])
             sigma = torch.full((latents.shape[0],), exact / TIMESTEPS, device=latents.device)
-            options["transformer_options"] = {**transformer_options, TIMESTEP_KEY: exact}
-            return model_wrap(latents, sigma, **{**extra_args, "model_options": options})
+            options["transformer_options"] = {**transformer_options, **caches.options(latents), TIMESTEP_KEY: exact}
+            predicted = model_wrap(latents, sigma, **{**extra_args, "model_options": options})
+            caches.count()
+            return predicted
 
         def on_step(progress: Progress) -> None:
             if callback is not None:

@@ -6,13 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...helios_core.checkpoint.folder import missing_files, open_folder
-from ...helios_core.errors import HeliosError, shortened
-from ...helios_core.variants import DEFAULT, VARIANTS
-from .model_files import (
-    RELEASED,
+from ...helios_core.commands.embedded import (
     SMALL_PREFIX,
+    SMALL_SIZE,
     TINY_NAMES,
     TINY_PREFIX,
+    TINY_SIZE,
+)
+from ...helios_core.errors import HeliosError, shortened
+from ...helios_core.variants import DEFAULT, RELEASED_SIZE, VARIANTS
+from .model_files import (
+    RELEASED,
     diffusers_folder,
     installed_folders,
     model_folders,
@@ -22,10 +26,6 @@ from .model_files import (
 # "distilled" stands for the best Helios Distilled that is there.
 BEST = tuple(reversed(VARIANTS))
 DEFAULT_CHOICE = DEFAULT.name
-RELEASED_SIZE = (640, 384)
-# A quarter of the released size, so that a processor shows a result in a minute or two.
-TINY_SIZE = (320, 192)
-SMALL_SIZE = (128, 64)
 NAMED = 3  # missing files that a sentence names
 
 

@@ -11,6 +11,7 @@ import torch
 from helios_comfy_one_chunk import graph, latents, refused
 from helios_tools import frontend as browser
 
+from helios_core.commands.embedded import embedded
 from helios_setup.paths import ROOT
 
 TEMPLATE = "Helios Distilled - Text to Video"
@@ -92,7 +93,9 @@ def test_load_model_downloads_at_the_press_of_its_button(
         def says(text: str) -> None:
             panel.get_by_text(text).wait_for(timeout=60_000)
 
-        says("Uses helios-tiny-distilled, made for 320 x 192. Its weights are random")
+        own = embedded("distilled")
+        says(f"Uses {own.name}, made for {own.size[0]} x {own.size[1]}.")
+        says("It knows a small world" if own.folder else "Its weights are random")
         says("Helios-Distilled is not installed (80.5 GB).")
         assert not hub.requests, "nothing is asked before the button is pressed"
         hub.good_token = "hf_right"

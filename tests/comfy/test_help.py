@@ -69,6 +69,8 @@ ADVANCED = {
     "HeliosDriftReport": {"chunk_frames"},
     "HeliosAntiDrift": {"momentum"},
     "HeliosColourAnchor": {"chunk_frames"},
+    "HeliosChunkFrames": {"chunk_frames"},
+    "HeliosSplitVideo": {"chunk_frames"},
 }
 
 ADD_BLUEPRINT = """async id => {

@@ -7,6 +7,9 @@ import torch
 from helios_comfy_graphs import TINY, film, node
 from helios_comfy_one_chunk import SAMPLE, SAVE, base, graph, latents, refused
 
+from helios_core.commands.embedded import embedded
+
+OWN = embedded("distilled")  # what "distilled" stands for where nothing is installed
 SHARD = "transformer/diffusion_pytorch_model-00002-of-00002.safetensors"
 
 
@@ -32,14 +35,17 @@ def described(comfy, choice: str) -> dict:
 
 
 def test_one_node_loads_what_the_three_loaders_load(comfy):
-    assert torch.equal(latents(comfy, whole("distilled")), latents(comfy, graph()))
+    apart = graph(OWN.name)
+    apart["clip"]["inputs"]["text_encoder"] = OWN.name
+    assert torch.equal(latents(comfy, whole("distilled")), latents(comfy, apart))
 
 
 def test_its_sizes_are_the_models_own(comfy):
     prompt = whole("distilled")
     prompt["empty"]["inputs"] |= {"width": ["model", 3], "height": ["model", 4]}
     prompt[SAMPLE]["inputs"]["steps"] = 1
-    assert latents(comfy, prompt).shape[-2:] == (192 // 8, 320 // 8)
+    width, height = OWN.size
+    assert latents(comfy, prompt).shape[-2:] == (height // 8, width // 8)
 
 
 def test_what_a_variant_stands_for_follows_what_is_installed(comfy, released):
@@ -47,7 +53,7 @@ def test_what_a_variant_stands_for_follows_what_is_installed(comfy, released):
     assert (found["name"], found["size"], found["wanted"]["missing"]) == ("Helios-Distilled", [640, 384], [])
     (released / SHARD).unlink()
     found = described(comfy, "distilled")
-    assert (found["name"], found["size"], found["wanted"]["missing"]) == (TINY, [320, 192], [SHARD])
+    assert (found["name"], found["size"], found["wanted"]["missing"]) == (OWN.name, list(OWN.size), [SHARD])
     assert described(comfy, "Helios-Distilled")["missing"] == [SHARD]
 
 
@@ -58,7 +64,7 @@ def test_a_model_installed_later_is_taken_without_a_restart(comfy, tiny_folder):
     try:
         entry = comfy.run(whole("distilled"))
         ran = {event.data["node"] for event in comfy.events(entry["prompt"][1], "executing")}
-        assert {"model", SAMPLE, SAVE} <= ran, "the cached helios-tiny was taken for Helios-Distilled"
+        assert {"model", SAMPLE, SAVE} <= ran, "the cached model was taken for Helios-Distilled"
     finally:
         shutil.rmtree(folder)
     assert torch.equal(latents(comfy, whole("distilled")), first)

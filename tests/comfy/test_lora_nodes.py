@@ -3,9 +3,10 @@
 import pytest
 import torch
 from helios_comfy_one_chunk import MODEL, SAMPLE, TINY, graph, latents, models, refused
+from helios_training import lora as training
 from safetensors.torch import save_file
 
-from helios_core.checkpoint import from_diffusers
+from helios_core.checkpoint import from_diffusers, load_transformer, open_transformer, to_diffusers
 from helios_core.commands.convert import convert
 
 RANK, ALPHA = 4, 8.0
@@ -194,6 +195,26 @@ def test_lora_on_scaled_fp8_and_wan_names_in_cores_loader(comfy, released):
         ours, core = (latents(comfy, with_lora("wan.safetensors", 1.0, model, loader))
                       for loader in ("HeliosLoraLoader", "LoraLoaderModelOnly"))  # fmt: skip
         assert torch.equal(ours, core)
+
+
+def test_a_trained_lora_is_read_by_ours_and_cores_loader(comfy, released, expected):
+    """Against the trained module's own arithmetic, merged: W + alpha / rank * B A."""
+    transformer = load_transformer(open_transformer(released[0]))
+    adapters = training.Adapters(transformer, RANK, ALPHA)
+    generator, merged = torch.Generator().manual_seed(9), {}
+    for index, block in enumerate(transformer.blocks):
+        for layer in adapters.layers:
+            weight = block.get_submodule(layer).weight
+            key = f"{index}_{layer.replace('.', '_')}"
+            torch.nn.init.normal_(adapters.up[key], std=0.05, generator=generator)
+            change = adapters.change(index, layer, torch.eye(weight.shape[1])).T
+            merged[f"blocks.{index}.{layer}.weight"] = (weight + change).detach().contiguous()
+    training.write_lora(adapters, models(comfy, "loras") / "trained.safetensors", torch.float32, "distilled")
+    wanted = merged_latents(comfy, released, to_diffusers(merged), "trained")
+    assert (wanted - expected).abs().mean() > 0.05 * expected.abs().mean(), "the LoRA must matter"
+    for loader in ("HeliosLoraLoader", "LoraLoaderModelOnly"):
+        found = latents(comfy, with_lora("trained.safetensors", 1.0, loader=loader))
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_unmatched_lora_keys_are_listed_and_an_unmatched_file_is_refused(comfy, released):

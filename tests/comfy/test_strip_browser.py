@@ -462,7 +462,7 @@ def test_prompts_are_split_and_written_on_the_timeline(strip: Strip) -> None:
     strip.page.locator(".helios-band").dblclick()
     field.fill("a lighthouse")
     field.press("Enter")
-    assert strip.page.evaluate(BANDS) == ["a lighthouse"]
+    strip.page.wait_for_function(f"() => ({BANDS})()[0] === 'a lighthouse'")
     assert '"a lighthouse"' in json.dumps(strip.frontend.prompt())
     strip.press("split")
     strip.page.get_by_text("connect Helios Prompt Schedule (Text)").wait_for()
@@ -504,10 +504,13 @@ NARROW = """(width) => {
 
 
 @pytest.mark.parametrize("palette", ["light", "dark"])
-def test_screen_readers_and_palettes(strip: Strip, palette: str) -> None:
+def test_screen_readers_and_palettes(strip: Strip, comfy: ComfyServer, palette: str) -> None:
     if not AXE.is_file():
         pytest.skip("axe-core is not installed: npm ci --prefix tools/web")
     open_schedule(strip)
+    if not comfy.get("/helios/library")["takes"]:
+        strip.run()
+        strip.until("finished")
     strip.page.evaluate(PALETTE, palette)
     strip.page.evaluate(NARROW, 300)
     strip.page.evaluate(BEGIN, {**long_take(strip, 44, 6), "status": "interrupted", "resumable": True})

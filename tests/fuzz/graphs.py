@@ -46,7 +46,7 @@ _SCHEDULES = (
 _SPECIAL = {
     "filename_prefix": _PATHS, "take": _PATHS, "file": _FILES, "model": _FILES, "text_encoder": _FILES, "vae": _FILES,
     "lora_name": _FILES, "steps": _LISTS, "stage_range": _LISTS, "first_chunks": _LISTS, "gamma": _RATIOS,
-    "prompt_changes": _LISTS,
+    "prompt_changes": _LISTS, "chunks": _LISTS,
     "seed_changes": _SEEDS, "text": _SCHEDULES, "image": _FILES,
 }  # fmt: skip
 
@@ -68,6 +68,9 @@ def graphs() -> dict[str, dict[str, Any]]:
     )
     found["saved"]["anchor"] = node("HeliosAnchorHistory", history=["steady", 0], strength=0.5)
     found["saved"]["render"]["inputs"]["history"] = ["anchor", 0]
+    found["render"]["cut"] = node("HeliosSplitVideo", video=["render", 0], chunks="0", chunk_frames=33)
+    found["render"]["part"] = node("HeliosChunkFrames", film=["cut", 0], chunk=0, chunk_frames=33)
+    found["render"]["shown"] = node("PreviewImage", images=["part", 0])
     found["core"] = _core()
     return found
 

@@ -17,8 +17,11 @@ export class Cell {
     this._seed = element('span', 'cell-seed', '◆')
     this._reused = element('span', 'cell-reused', '⟲')
     this._drift = element('span', 'cell-drift', 'drift')
-    const marks = [this._number, this._seed, this._reused, this._drift]
-    this.root = element('div', 'cell', this._fill, this._note, ...marks)
+    const marks = [this._fill, this._note, this._number, this._seed, this._reused, this._drift]
+    for (const mark of marks) mark.setAttribute('aria-hidden', 'true')
+    // What the marks say, in words for those who do not see them.
+    this._words = element('span', 'cell-words')
+    this.root = element('div', 'cell', ...marks, this._words)
     this.root.dataset.chunk = String(chunk)
     this.root.id = `helios-cell-${cells++}`
     this.root.setAttribute('role', 'option')
@@ -63,8 +66,7 @@ export class Cell {
     if (seed !== undefined) words.push(`seed ${seed} from here on`)
     if (state?.anti_drift) words.push('anti-drift stepped in after it')
     if (stale) words.push('the next run makes it anew')
-    this.root.title = words.join(', ')
-    this.root.setAttribute('aria-label', this.root.title)
+    this.root.title = this._words.textContent = words.join(', ')
     this._showPicture(kind === 'finished' ? thumbnail : null)
   }
 

@@ -26,6 +26,10 @@ const TEXTS = {
   en: {
     uses: 'Uses {name}, made for {size}.',
     random: 'Its weights are random: it shows that the workflow runs, in moving colours.',
+    small:
+      'It knows a small world: a red, orange, yellow, green, blue or purple ball, square, triangle or ring that moves ' +
+      'left, right, up and down or in a circle, or bounces off the edges, at night, in the snow, in the desert or in a ' +
+      'grey hall. Try "A red ball moves left in the snow."',
     absent: '{name} is not installed ({gigabytes} GB).',
     lacks: '{name} lacks {count} files: {files}',
     download: 'Download {name}',
@@ -39,6 +43,10 @@ const TEXTS = {
   zh: {
     uses: '使用 {name}，适用尺寸 {size}。',
     random: '其权重是随机的：只用来验证工作流能运行，画面是流动的色彩。',
+    small:
+      '它只认识一个小世界：red、orange、yellow、green、blue、purple 的 ball、square、triangle、ring，moves left、moves right、' +
+      'moves up and down、moves in a circle 或 bounces off the edges，背景为 at night、in the snow、in the desert 或 ' +
+      'in a grey hall。试试 "A red ball moves left in the snow."',
     absent: '{name} 尚未安装（{gigabytes} GB）。',
     lacks: '{name} 缺少 {count} 个文件：{files}',
     download: '下载 {name}',
@@ -66,6 +74,11 @@ export function sizeOf(model) {
 /** @param {Model} model */
 export function randomWeights(model) {
   return model.name.startsWith('helios-tiny-')
+}
+
+/** @param {Model} model */
+export function isSmall(model) {
+  return model.name.startsWith('helios-small-')
 }
 
 /** @param {Download} download */

@@ -73,6 +73,8 @@ const CSS = `
   font-size: 10px; text-align: center; }
 .helios-cell-number, .helios-cell-seed, .helios-cell-reused, .helios-cell-drift { position: absolute; top: 2px; padding: 0 3px;
   border-radius: 3px; font-size: 10px; line-height: 13px; color: #fff; background: #000c; }
+/* Not hidden from screen readers. */
+.helios-cell-words { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 .helios-cell-number { left: 2px; }
 .helios-cell-seed { top: auto; bottom: 2px; left: 2px; color: #ffd479; }
 .helios-cell-reused { right: 2px; }

@@ -17,19 +17,24 @@ MOST_CHUNK_LINES = 100
 LEAST_ROOM = 2.0
 
 
-def figure(report: DriftReport) -> Any:
-    """A matplotlib figure.
-
-    Raises:
-        HeliosError: matplotlib is not installed.
-    """
+def matplotlib_figure() -> type:
+    """Matplotlib's Figure; the package is needed here alone."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise HeliosError(
             "the drift plot needs matplotlib, which is not installed; run pip install matplotlib."
         ) from None
-    page = Figure(figsize=(WIDTH, HEIGHT), dpi=DOTS, layout="constrained")
+    return Figure
+
+
+def figure(report: DriftReport) -> Any:
+    """A matplotlib figure.
+
+    Raises:
+        HeliosError: matplotlib is not installed.
+    """
+    page = matplotlib_figure()(figsize=(WIDTH, HEIGHT), dpi=DOTS, layout="constrained")
     rows = page.subplots(len(MEASURES) + 1, 1, sharex=True)
     page.suptitle(f"{report.name}: {report.verdict()}", fontsize=11, x=0.01, ha="left", wrap=True)
     for axes, drift in zip(rows, report.drifts, strict=False):

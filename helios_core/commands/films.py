@@ -1,0 +1,63 @@
+"""A film from a pipeline to a file, for the commands that make films."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..pipeline import HeliosPipeline
+from ..take.render import FilmObserver, render_film
+from ..take.take import Take
+from ..video.frames import frames_to_uint8
+from ..video.growing import PARTIAL_SUFFIX
+from ..video.segments import VideoSettings
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_pipeline(model: Path, device: str | None = None, dtype: str | None = None, **options: Any) -> HeliosPipeline:
+    """A pipeline on CUDA where there is one, in bfloat16 there and in float32 on a CPU, where nothing else is said.
+
+    ``options`` and errors as for :meth:`HeliosPipeline.from_pretrained`.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return HeliosPipeline.from_pretrained(
+        model, DTYPES[dtype or ("float32" if device == "cpu" else "bfloat16")], device, **options
+    )
+
+
+def write_film(
+    pipeline: HeliosPipeline,
+    request: Mapping[str, Any],
+    take: Take,
+    output: Path,
+    settings: VideoSettings,
+    observer: FilmObserver,
+) -> None:
+    """Keeps finished chunks in the take's store, and while rendering a playable file of them beside ``output``.
+
+    Args:
+        request: keywords of :meth:`HeliosPipeline.stream`.
+
+    Raises:
+        HeliosError: as the pipeline and :func:`render_film`.
+    """
+    render_film(
+        pipeline.stream(**request, output_type="latent", take=take),
+        take,
+        output.with_name(output.stem + PARTIAL_SUFFIX),
+        settings,
+        pipeline.fingerprint("vae"),
+        partial(_decoded, pipeline),
+        lambda finished: finished.replace(output),
+        observer,
+    )
+
+
+def _decoded(pipeline: HeliosPipeline, latents: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return frames_to_uint8(pipeline.decode(latents))
