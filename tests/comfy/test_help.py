@@ -52,6 +52,7 @@ RELEASED: dict[str, dict[str, Any]] = {
     "HeliosSampleChunk": CHUNK,
     "HeliosChunkChain": {**CHUNK, "num_chunks": 3},
     "HeliosRenderVideo": {**CHUNK, "num_chunks": 3, "fps": 24.0, "codec": "h264", "quality": 18, "resume": True},
+    "HeliosJoinVideos": {"fps": 24.0, "codec": "h264", "quality": 18, "audio_offset": 0.0},
     "HeliosAntiDrift": {"threshold": 0.15, "strength": 0.1, "momentum": 0.9},
 }
 ADVANCED = {
@@ -63,7 +64,8 @@ ADVANCED = {
     "HeliosPyramidSampler": {"solver", "zero_steps", "stage_range", "gamma"},
     "HeliosDMDSampler": {"stage_range", "gamma"},
     "HeliosChunkChain": {"take", "seed_changes"},
-    "HeliosRenderVideo": {"take", "seed_changes"},
+    "HeliosRenderVideo": {"take", "seed_changes", "audio_offset"},
+    "HeliosJoinVideos": {"audio_offset"},
     "HeliosDriftReport": {"chunk_frames"},
     "HeliosAntiDrift": {"momentum"},
     "HeliosColourAnchor": {"chunk_frames"},
