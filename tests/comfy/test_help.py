@@ -51,7 +51,15 @@ RELEASED: dict[str, dict[str, Any]] = {
     "HeliosDMDSampler": {"steps": "2, 2, 2", "amplify_first_chunk": True, **STAGES},
     "HeliosSampleChunk": CHUNK,
     "HeliosChunkChain": {**CHUNK, "num_chunks": 3},
-    "HeliosRenderVideo": {**CHUNK, "num_chunks": 3, "fps": 24.0, "codec": "h264", "quality": 18, "resume": True},
+    "HeliosRenderVideo": {
+        **CHUNK,
+        "num_chunks": 3,
+        "fps": 24.0,
+        "codec": "h264",
+        "quality": 18,
+        "resume": True,
+        "write_file": True,
+    },
     "HeliosAntiDrift": {"threshold": 0.15, "strength": 0.1, "momentum": 0.9},
 }
 ADVANCED = {
@@ -63,7 +71,7 @@ ADVANCED = {
     "HeliosPyramidSampler": {"solver", "zero_steps", "stage_range", "gamma"},
     "HeliosDMDSampler": {"stage_range", "gamma"},
     "HeliosChunkChain": {"take", "seed_changes"},
-    "HeliosRenderVideo": {"take", "seed_changes"},
+    "HeliosRenderVideo": {"take", "seed_changes", "write_file"},
     "HeliosDriftReport": {"chunk_frames"},
     "HeliosAntiDrift": {"momentum"},
     "HeliosColourAnchor": {"chunk_frames"},
