@@ -17,7 +17,7 @@ from torch import Tensor
 from ..helios_core.errors import HeliosError
 from ..helios_core.take.chunk import Chunk
 from ..helios_core.take.film import Film
-from ..helios_core.take.render import render_film
+from ..helios_core.take.render import render_film, render_to_store
 from ..helios_core.take.seed_changes import parse_seed_changes
 from ..helios_core.take.take import Take, check_name, name_for
 from ..helios_core.video.audio import shifted
@@ -137,6 +137,14 @@ class HeliosRenderVideo(io.ComfyNode):
                 seed_changes_input(),
                 # Last: workflow files hold widgets by their place.
                 audio_offset_input(),
+                io.Boolean.Input(
+                    "write_file",
+                    default=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Off renders into the store alone: no film is written, and video is the last chunk's part. "
+                    "The film strip makes versions of a chunk this way.",
+                ),
             ],
             outputs=[
                 io.Video.Output(
@@ -173,6 +181,7 @@ class HeliosRenderVideo(io.ComfyNode):
         audio=None,
         seed_changes="",
         audio_offset=0.0,
+        write_file=True,
     ) -> io.NodeOutput:
         changes = parse_seed_changes(seed_changes)
         settings = VideoSettings(history.width, history.height, fps, codec, quality)
@@ -189,14 +198,23 @@ class HeliosRenderVideo(io.ComfyNode):
         named = take or name_for(target.name, f"-{key[:8]}")
         store = output_store()
         report = RenderReport(source, history, fps)
-        report.feed = TakeFeed(report.progress, history, seed, changes, named, cls.hidden, store)
+        report.feed = TakeFeed(
+            report.progress, history, seed, changes, named, cls.hidden, store, store_only=not write_file
+        )
         settings_kept = manifest_settings(history, seed, num_chunks, cls.hidden.prompt, changes)
         record = Take(store, named, settings_kept | report.feed.remembered(), resume)
         # "take-": core would read eight digits after the name as the number of a finished file.
         growing = target.folder / f"{target.name}_take-{key[:8]}{PARTIAL_SUFFIX}"
+        chunks = _interruptible(film.chunks(record))
+        if not write_file:
+            with report.feed:
+                path, history = render_to_store(
+                    chunks, record, settings, vae_identity(vae), lambda latents: decoded(vae, latents), report
+                )
+            return io.NodeOutput(InputImpl.VideoFromFile(str(path)), history)
         with report.feed:
             path, history = render_film(
-                _interruptible(film.chunks(record)),
+                chunks,
                 record,
                 growing,
                 settings,
