@@ -69,6 +69,7 @@ ADVANCED = {
     "HeliosColourAnchor": {"chunk_frames"},
     "HeliosChunkFrames": {"chunk_frames"},
     "HeliosSplitVideo": {"chunk_frames"},
+    "HeliosProcessVideo": {"frames_at_once"},
 }
 
 ADD_BLUEPRINT = """async id => {
