@@ -21,7 +21,7 @@ from helios_core.variants import PIXELS_PER_TOKEN, PYRAMID_MULTIPLE
 
 from .footage import Cache, Encoder, find_footage
 from .lora import DEFAULT_TARGETS, Adapters, LoraTask, write_lora
-from .parallel import Team
+from .parallel import Team, shard_blocks
 from .trainer import Run, Settings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--targets", nargs="+", default=DEFAULT_TARGETS, help="layers, such as self_attn or ffn.0")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="by default bfloat16 on CUDA, float32 on the CPU")
+    parser.add_argument("--shard", action="store_true", help="divide the model among the processes (FSDP2)")
     parser.set_defaults(width=640, height=384, threads=os.cpu_count() or 1)
 
 
@@ -49,6 +50,8 @@ def train_lora(options: argparse.Namespace, train: Callable[[Run], None]) -> Pat
             run folder that was begun with other settings.
     """
     team = Team.from_environment()
+    if options.shard and team.size == 1:
+        raise HeliosError("--shard divides the model among several processes and there is one; start it with torchrun.")
     release, source = open_folder(options.model).path, open_transformer(options.model)
     check_size(options.width, options.height, PIXELS_PER_TOKEN if source.variant == "base" else PYRAMID_MULTIPLE)
     device = _device(options.device)
@@ -56,7 +59,7 @@ def train_lora(options: argparse.Namespace, train: Callable[[Run], None]) -> Pat
     footage = find_footage(options.clips)
     encoder = Encoder(release, options.width, options.height, device, dtype)
     clips = Cache(options.folder / "cache", encoder).clips(footage, team)
-    model = _transformer(source, dtype, device)
+    model = _transformer(source, dtype, device, options.shard)
     adapters = Adapters(model, options.rank, options.rank if options.alpha is None else options.alpha, options.targets)
     adapters.attach(model)
     scheduler = SchedulerConfig.from_dict(source.scheduler)
@@ -86,8 +89,12 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _transformer(source: TransformerSource, dtype: torch.dtype, device: torch.device) -> HeliosTransformer:
-    return load_transformer(source, dtype, device)
+def _transformer(source: TransformerSource, dtype: torch.dtype, device: torch.device, shard: bool) -> HeliosTransformer:
+    if not shard:
+        return load_transformer(source, dtype, device)
+    model = load_transformer(source, dtype, "cpu")
+    shard_blocks(model, device)
+    return model
 
 
 def _same_run(folder: Path, facts: dict[str, Any], team: Team) -> None:

@@ -110,7 +110,11 @@ def velocity(
     """
     lengths = (embeddings != 0).any(-1).sum(1)
     at = model.patch_embedding.weight
-    text = model.prepare_text(embeddings[:, : int(lengths.max()) + 1].to(at))
+    rows = embeddings[:, : int(lengths.max()) + 1].to(at)
+    if checkpointed and torch.is_grad_enabled():
+        # So that whoever shards or streams the blocks sees where the text's part of the backward pass ends.
+        rows = rows.detach().requires_grad_()
+    text = model.prepare_text(rows)
     long, mid, last = (part.to(at) for part in batch.history.split([LONG, MID, 1], dim=2))
     history = model.prepare_history(torch.cat([batch.anchor.to(at), last], dim=2), mid, long)
 

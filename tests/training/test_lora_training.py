@@ -1,7 +1,12 @@
 """LoRA training: clips in, a file out that every loader reads as what was trained."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -16,6 +21,7 @@ from helios_core.checkpoint.vae import load_vae
 from helios_core.errors import HeliosError
 from helios_core.samplers import SchedulerConfig
 
+ROOT = Path(__file__).resolve().parents[2]
 SIZE = 64
 
 
@@ -52,10 +58,14 @@ def runs(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
-def train(clips, folder, runs, *more, steps=3):
-    arguments = ["lora", str(clips), "--model", str(folder), "--folder", str(runs), "--device", "cpu"]
+def arguments(clips, folder, runs, steps):
+    given = ["lora", str(clips), "--model", str(folder), "--folder", str(runs), "--device", "cpu"]
     sizes = ["--width", str(SIZE), "--height", str(SIZE), "--threads", "1", "--rank", "4", "--rate", "0.02"]
-    return cli.main([*arguments, *sizes, "--steps", str(steps), *more])
+    return [*given, *sizes, "--steps", str(steps)]
+
+
+def train(clips, folder, runs, *more, steps=3):
+    return cli.main([*arguments(clips, folder, runs, steps), *more])
 
 
 def test_captions_of_text_files_and_of_a_table(clips, tmp_path, capsys):
@@ -245,6 +255,54 @@ def test_a_stopped_run_goes_on_bit_for_bit_and_with_its_own_settings_only(clips,
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
     assert train(clips, folder, runs, "--name", "whole", "--alpha", "8") == 2
     assert "was begun with other alpha; give another --name" in capsys.readouterr().err
+
+
+CHILD = """
+import sys
+from training import lora_run
+from training.cli import main
+
+shard = lora_run.shard_blocks
+
+def checked(model, device):
+    shard(model, device)
+    for layer in ("self_attn.q", "cross_attn.v", "ffn.2"):
+        weight = model.blocks[0].get_submodule(layer).weight
+        assert 2 * weight.to_local().numel() == weight.numel()
+    print("sharded")
+
+lora_run.shard_blocks = checked
+arguments = sys.argv[1:]
+assert main([*arguments, "--name", "two"]) == 0
+assert main([*arguments, "--name", "sharded", "--shard"]) == 0
+"""
+
+
+def losses(folder):
+    return [json.loads(line)["loss"] for line in (folder / trainer.LOG).read_text().splitlines()]
+
+
+def test_two_processes_sharded_or_not_train_like_one_with_twice_the_batch(clips, tiny_folder, runs):
+    folder = tiny_folder("mid")
+    assert train(clips, folder, runs, "--name", "one", "--batch", "2") == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children, pipe = [], subprocess.PIPE
+    for rank in range(2):
+        places = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **{name: str(value) for name, value in places.items()}}
+        command = [sys.executable, "-c", CHILD, *arguments(clips, folder, runs, 3)]
+        children.append(subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True))
+    told = [child.communicate() for child in children]
+    assert [child.returncode for child in children] == [0, 0], told
+    assert all("sharded" in out for out, _ in told)
+    states = {name: load_file(runs / name / trainer.STATE) for name in ("one", "two", "sharded")}
+    for name in ("two", "sharded"):
+        assert losses(runs / name) == pytest.approx(losses(runs / "one"), abs=1e-4)
+        for key, mean_gradient in states["one"].items():
+            if ".exp_avg." in key:
+                torch.testing.assert_close(states[name][key], mean_gradient, atol=1e-5, rtol=1e-3)
 
 
 def new_task(folder, targets=lora.DEFAULT_TARGETS, batch=1):
