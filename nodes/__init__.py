@@ -16,6 +16,7 @@ from .live.model_routes import register_model_routes
 from .live.routes import register_routes
 from .loaders import HeliosLoadModel, HeliosModelLoader, HeliosTextEncoderLoader, HeliosVAELoader
 from .lora import HeliosLoraLoader
+from .process import HeliosProcessVideo
 from .prompts import HeliosPromptSchedule, HeliosPromptScheduleText
 from .reference_histories import HeliosImageHistory, HeliosVideoHistory
 from .render import HeliosRenderVideo
@@ -59,6 +60,7 @@ class HeliosExtension(ComfyExtension):
             HeliosColourAnchor,
             HeliosChunkFrames,
             HeliosSplitVideo,
+            HeliosProcessVideo,
         ]
         return [checked(node) for node in nodes]
 

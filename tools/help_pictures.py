@@ -128,6 +128,10 @@ GRAPHS: dict[str, dict[str, dict[str, Any]]] = {
         "2": _node("HeliosSplitVideo", video=["1", 0], chunks="7, 14"),
         "3": _node("SaveVideo", video=["2", 0], filename_prefix="video/scene", format="auto", codec="auto"),
     },
+    "HeliosProcessVideo": {
+        "1": _node("HeliosRenderVideo", num_chunks=44),
+        "2": _node("HeliosProcessVideo", video=["1", 0]),
+    },
     "HeliosPromptScheduleText": {
         "1": _node("HeliosTextEncoderLoader", text_encoder="Helios-Distilled"),
         "2": _node(

@@ -15,6 +15,8 @@ from ..errors import HeliosError
 
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
 AAC_FRAME = 1024
+# Codecs of sound that an MP4 takes as they are.
+COPIED = ("aac", "ac3", "alac", "eac3", "flac", "mp3", "mp3float", "opus", "libopus")
 
 
 class SoundTrack:
@@ -39,6 +41,53 @@ class SoundTrack:
 
     def finish(self) -> None:
         self._container.mux(self._stream.encode(None))
+
+
+class CopiedSound:
+    """A file's sound, packet by packet as far as the picture has come; nothing is encoded again.
+
+    Args:
+        source: the file; ``start`` and ``duration`` (0: to the end) are the part of it in seconds.
+    """
+
+    def __init__(self, container: Any, source: Any, start: float = 0.0, duration: float = 0.0):
+        self._file, self._container = av.open(source), container
+        stream = self._file.streams.audio[0]
+        self._copy = container.add_stream_from_template(stream)
+        self._start, self._end = start, start + duration if duration else float("inf")
+        self._packets = self._file.demux(stream)
+        self._waiting: Any = None
+
+    def write_until(self, seconds: Fraction) -> None:
+        while (packet := self._waiting or next(self._packets, None)) is not None:
+            self._waiting = None
+            time = None if packet.pts is None else float(packet.pts * packet.time_base)
+            if time is None or not self._start <= time < self._end:
+                continue
+            if time - self._start >= seconds:
+                self._waiting = packet
+                return
+            shift = int(self._start / packet.time_base)
+            packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+            packet.stream = self._copy
+            self._container.mux(packet)
+
+    def finish(self) -> None:
+        self._file.close()
+
+
+def sound_of(source: Any) -> str | None:
+    """The codec of a file's first sound track; None where there is none.
+
+    Raises:
+        HeliosError: one that an MP4 does not take.
+    """
+    with av.open(source) as file:
+        stream = file.streams.audio[0] if file.streams.audio else None
+        codec = None if stream is None or stream.codec_context is None else stream.codec_context.name
+    if codec is not None and codec not in COPIED:
+        raise HeliosError(f"video has sound as {codec}, which an MP4 does not take; encode it as AAC, or remove it.")
+    return codec
 
 
 def check_audio(audio: Mapping[str, Any]) -> Tensor:

@@ -38,6 +38,7 @@ class VideoReader:
     Attributes:
         width, height: pixels of the first frame, to which later ones are scaled.
         fps: as the file states it; None where it does not.
+        frames: of the whole file, as it states them; 0 where it does not.
         hdr: ``PQ`` or ``HLG`` where the file is coded so; None for ordinary video.
         time: seconds into the file of the frame that was read last; None where the file does not say.
         uneven: whether frames follow each other at different distances (variable frame rate), as far as read.
@@ -58,6 +59,7 @@ class VideoReader:
         self.width, self.height = stream.width, stream.height
         self.fps = float(stream.average_rate) if stream.average_rate else None
         self.hdr = HDR_TRANSFERS.get(int(getattr(stream.codec_context, "color_trc", 0) or 0))
+        self.frames = stream.frames
         self.uneven = False
         self.time: float | None = None
         if start > 0:

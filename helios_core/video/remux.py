@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -39,19 +40,27 @@ def as_fragment(segment: bytes, number: int, begin: Fraction) -> tuple[bytes, Fr
 
 
 def finish_video(
-    partial: Path, target: Path, audio: Mapping[str, Any] | None = None, metadata: Mapping[str, Any] | None = None
+    partial: Path,
+    target: Path,
+    audio: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    sound: Callable[[Any], Any] | None = None,
 ) -> None:
-    """Makes a normal MP4 of a growing one, index in front: players seek badly in fragments, and some refuse them."""
+    """Makes a normal MP4 of a growing one, index in front: players seek badly in fragments, and some refuse them.
+
+    ``sound``, given the container, makes a track like :class:`SoundTrack` in place of that of ``audio``.
+    """
     options = {"movflags": "use_metadata_tags+faststart"}
     with av.open(str(partial)) as source, av.open(str(target), "w", format="mp4", options=options) as container:
         container.metadata.update(texts(metadata or {}))
         copy = add_copy(container, source)
-        sound = None if audio is None else SoundTrack(container, audio)
+        make = sound if audio is None else functools.partial(SoundTrack, audio=audio)
+        track = None if make is None else make(container)
         for end in copied(source, copy, container):
-            if sound is not None:
-                sound.write_until(end)
-        if sound is not None:
-            sound.finish()
+            if track is not None:
+                track.write_until(end)
+        if track is not None:
+            track.finish()
 
 
 def add_copy(container: Any, source: Any) -> Any:

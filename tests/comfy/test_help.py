@@ -79,6 +79,7 @@ ADVANCED = {
     "HeliosColourAnchor": {"chunk_frames"},
     "HeliosChunkFrames": {"chunk_frames"},
     "HeliosSplitVideo": {"chunk_frames"},
+    "HeliosProcessVideo": {"frames_at_once"},
 }
 
 ADD_BLUEPRINT = """async id => {

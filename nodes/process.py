@@ -1,0 +1,146 @@
+"""Helios Process Video: a film of any length through core's upscale and frame interpolation models."""
+
+from __future__ import annotations
+
+import functools
+import io as bytes_io
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import comfy.model_management
+import numpy as np
+from comfy.utils import ProgressBar
+from comfy_api.latest import InputImpl, io, ui
+from torch import Tensor
+
+from ..helios_core.errors import HeliosError
+from ..helios_core.video.audio import CopiedSound, sound_of
+from ..helios_core.video.growing import PARTIAL_SUFFIX
+from ..helios_core.video.process import in_groups, interpolated, write_processed
+from ..helios_core.video.reader import VideoReader
+from ..helios_core.video.segments import CODECS, VideoSettings
+from .adapters.model_files import check_prefix
+from .render import Target
+
+
+class HeliosProcessVideo(io.ComfyNode):
+    """A film of any length through core's upscale and frame interpolation models, in constant memory."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HeliosProcessVideo",
+            display_name="Helios Process Video",
+            category="Helios/video",
+            description="Enlarges a film with an upscale model, and adds frames with a frame interpolation model, a "
+            "few frames at a time: memory does not grow with its length. The sound is copied.",
+            search_aliases=["helios upscale", "upscale video", "interpolate video", "rife", "long video"],
+            is_output_node=True,
+            inputs=[
+                io.Video.Input("video", tooltip="A film on disk: of Render Video, or of Load Video."),
+                io.UpscaleModel.Input("upscale_model", optional=True, tooltip="Of core's Load Upscale Model."),
+                io.Custom("INTERP_MODEL").Input(
+                    "interp_model", optional=True, tooltip="Of core's Load Frame Interpolation Model."
+                ),
+                io.Int.Input(
+                    "multiplier",
+                    default=2,
+                    min=2,
+                    max=16,
+                    tooltip="How many times as many frames a second, with an interpolation model.",
+                ),
+                io.Int.Input(
+                    "frames_at_once",
+                    default=8,
+                    min=1,
+                    max=128,
+                    advanced=True,
+                    tooltip="Frames in memory at a time. More is hardly faster.",
+                ),
+                io.Combo.Input(
+                    "codec",
+                    options=list(CODECS),
+                    default=CODECS[0],
+                    tooltip="h264 plays everywhere; hevc makes smaller files at the same quality.",
+                ),
+                io.Int.Input(
+                    "quality", default=18, min=0, max=51, tooltip="The encoder's crf: lower is better and larger."
+                ),
+                io.String.Input(
+                    "filename_prefix", default="video/Helios_processed", tooltip="Where in the output folder."
+                ),
+            ],
+            outputs=[io.Video.Output(display_name="video", tooltip="The file on disk.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        try:
+            check_prefix(filename_prefix or "")
+        except HeliosError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        video: Any,
+        multiplier: int,
+        frames_at_once: int,
+        codec: str,
+        quality: int,
+        filename_prefix: str,
+        upscale_model: Any = None,
+        interp_model: Any = None,
+    ) -> io.NodeOutput:
+        if not isinstance(video, InputImpl.VideoFromFile):
+            raise HeliosError("video is no file on disk; connect Render Video or Load Video, or save it first.")
+        if upscale_model is None and interp_model is None:
+            raise HeliosError("upscale_model and interp_model are both not connected; connect one of them.")
+        part = video.get_active_trim_window()
+        sound = functools.partial(CopiedSound, source=_opened(video), start=part[0], duration=part[1])
+        has_sound = sound_of(_opened(video)) is not None
+        with VideoReader(_opened(video), *part) as reader:
+            target = Target(filename_prefix, reader.width, reader.height)
+            fps = (reader.fps or 24.0) * (1 if interp_model is None else multiplier)
+            groups = in_groups(_watched(reader), frames_at_once)
+            path = write_processed(
+                _changed(groups, upscale_model, interp_model, multiplier),
+                target.folder / f"{target.name}_process{PARTIAL_SUFFIX}",
+                lambda width, height: VideoSettings(width, height, fps, codec, quality),
+                target.publish,
+                sound if has_sound else None,
+            )
+        saved = ui.SavedResult(path.name, target.subfolder, io.FolderType.output)
+        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), ui=ui.PreviewVideo([saved]))
+
+
+def _opened(video: Any) -> str | bytes_io.BytesIO:
+    """The film's file; what lies in memory anew for everyone who reads it."""
+    source = video.get_stream_source()
+    return bytes_io.BytesIO(source.getvalue()) if isinstance(source, bytes_io.BytesIO) else source
+
+
+def _watched(reader: VideoReader) -> Iterator[np.ndarray]:
+    bar = ProgressBar(max(1, reader.frames))
+    for frame in reader:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        yield frame
+        bar.update(1)
+
+
+def _changed(groups: Iterable[Tensor], upscale_model: Any, interp_model: Any, multiplier: int) -> Iterator[Tensor]:
+    """Interpolated first: between small frames it is cheaper."""
+    if interp_model is not None:
+        from comfy_extras.nodes_frame_interpolation import FrameInterpolate
+
+        groups = interpolated(
+            groups, lambda frames: FrameInterpolate.execute(interp_model, frames, multiplier).result[0]
+        )
+    for group in groups:
+        if upscale_model is None:
+            yield group
+            continue
+        from comfy_extras.nodes_upscale_model import ImageUpscaleWithModel
+
+        yield ImageUpscaleWithModel.execute(upscale_model, group).result[0]
