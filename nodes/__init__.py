@@ -11,6 +11,7 @@ from .download import HeliosDownloadModel
 from .drift import HeliosDriftReport
 from .history import HeliosApplyHistory, HeliosEmptyHistory
 from .history_files import HeliosLoadHistory, HeliosSaveHistory
+from .join import HeliosJoinVideos
 from .live.model_routes import register_model_routes
 from .live.routes import register_routes
 from .loaders import HeliosLoadModel, HeliosModelLoader, HeliosTextEncoderLoader, HeliosVAELoader
@@ -52,6 +53,7 @@ class HeliosExtension(ComfyExtension):
             HeliosChunkChain,
             HeliosDecode,
             HeliosRenderVideo,
+            HeliosJoinVideos,
             HeliosDriftReport,
             HeliosAntiDrift,
             HeliosAnchorHistory,

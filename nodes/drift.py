@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import comfy.model_management
-import numpy as np
 import torch
 from comfy_api.latest import InputImpl, io, ui
 from torch import Tensor
@@ -18,6 +15,7 @@ from ..helios_core.video.drift.meter import opencv
 from ..helios_core.video.drift.plot import matplotlib_figure, picture
 from ..helios_core.video.drift.report import DriftReport, report_frames, report_video
 from ..helios_core.video.reader import VideoReader
+from .adapters.pictures import interruptible, pixels
 from .adapters.sockets import check_text
 from .cutting import chunk_numbers
 
@@ -85,24 +83,10 @@ class HeliosDriftReport(io.ComfyNode):
 
 def _report(video: Any, chunk_frames: int, changes: tuple[int, ...]) -> DriftReport:
     if isinstance(video, Tensor):
-        return report_frames(_interruptible(_pixels(video)), "frames", chunk_frames, changes)
+        return report_frames(interruptible(pixels(video)), "frames", chunk_frames, changes)
     if isinstance(video, InputImpl.VideoFromFile):
         source = video.get_stream_source()
         with VideoReader(source, *video.get_active_trim_window()) as reader:
             name = Path(source).name if isinstance(source, str | Path) else "video"
-            return report_video(reader, name, chunk_frames, changes, _interruptible)
-    return report_frames(_interruptible(_pixels(video.get_components().images)), "video", chunk_frames, changes)
-
-
-def _pixels(images: Tensor) -> Iterator[np.ndarray]:
-    """IMAGE [F,H,W,C] in 0..1 -> frames, uint8 [H,W,3]."""
-    if images.ndim != 4 or images.shape[-1] < 3 or not images.shape[0]:
-        raise HeliosError(f"video has shape {list(images.shape)}; give frames as IMAGE, [frames, height, width, 3].")
-    for image in images:
-        yield image[..., :3].float().clamp(0, 1).mul(255).round().to("cpu", torch.uint8).numpy()
-
-
-def _interruptible(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    for frame in frames:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        yield frame
+            return report_video(reader, name, chunk_frames, changes, interruptible)
+    return report_frames(interruptible(pixels(video.get_components().images)), "video", chunk_frames, changes)

@@ -17,10 +17,10 @@ from torch import Tensor
 from ..helios_core.errors import HeliosError
 from ..helios_core.take.chunk import Chunk
 from ..helios_core.take.film import Film
-from ..helios_core.take.render import render_film
+from ..helios_core.take.render import render_film, render_to_store
 from ..helios_core.take.seed_changes import parse_seed_changes
 from ..helios_core.take.take import Take, check_name, name_for
-from ..helios_core.video.audio import check_audio
+from ..helios_core.video.audio import shifted
 from ..helios_core.video.growing import PARTIAL_SUFFIX
 from ..helios_core.video.segments import CODECS, VideoSettings
 from .adapters.chunk_source import NodeChunks
@@ -43,6 +43,63 @@ from .live.events import TakeFeed
 from .live.report import RenderReport
 
 MAX_TRIES = 1000
+LONGEST_OFFSET = 36_000.0  # seconds, longer than any film
+
+
+def file_inputs(prefix: str, about_rate: str, about_quality: str, about_prefix: str) -> list[io.Input]:
+    """Frame rate, codec, quality and name of a film's file; the texts follow what every film's say."""
+    return [
+        io.Float.Input(
+            "fps",
+            default=24.0,
+            optional=True,
+            min=Least(1.0),
+            max=240.0,
+            step=1.0,
+            round=0.001,
+            tooltip=f"Frames per second of the file. {about_rate}",
+        ),
+        io.Combo.Input(
+            "codec",
+            options=list(CODECS),
+            default=CODECS[0],
+            optional=True,
+            tooltip="h264 plays everywhere; hevc makes smaller files at the same quality.",
+        ),
+        io.Int.Input(
+            "quality",
+            default=18,
+            optional=True,
+            min=0,
+            max=51,
+            tooltip="The encoder's crf: lower is better and larger. 18 looks lossless, 23 is usual for the "
+            f"web. {about_quality}",
+        ),
+        io.String.Input(
+            "filename_prefix",
+            default=prefix,
+            optional=True,
+            tooltip=f"Where in the output folder, as in Save Video.{about_prefix}",
+        ),
+    ]
+
+
+def audio_input() -> io.Audio.Input:
+    return io.Audio.Input("audio", optional=True, tooltip="A sound track, cut to the film's length.")
+
+
+def audio_offset_input() -> io.Float.Input:
+    return io.Float.Input(
+        "audio_offset",
+        default=0.0,
+        optional=True,
+        min=Least(-LONGEST_OFFSET),
+        max=LONGEST_OFFSET,
+        step=0.1,
+        round=0.001,
+        advanced=True,
+        tooltip="Seconds of film before the sound begins; below 0 so many seconds of the sound are left out.",
+    )
 
 
 class HeliosRenderVideo(io.ComfyNode):
@@ -63,38 +120,11 @@ class HeliosRenderVideo(io.ComfyNode):
                 *chunk_inputs(),
                 num_chunks_input(),
                 io.Vae.Input("vae", tooltip="Helios VAE Loader, or core's Load VAE with the Wan 2.1 VAE."),
-                io.Float.Input(
-                    "fps",
-                    default=24.0,
-                    optional=True,
-                    min=Least(1.0),
-                    max=240.0,
-                    step=1.0,
-                    round=0.001,
-                    tooltip="Frames per second of the file. Helios was trained on 24.",
-                ),
-                io.Combo.Input(
-                    "codec",
-                    options=list(CODECS),
-                    default=CODECS[0],
-                    optional=True,
-                    tooltip="h264 plays everywhere; hevc makes smaller files at the same quality.",
-                ),
-                io.Int.Input(
-                    "quality",
-                    default=18,
-                    optional=True,
-                    min=0,
-                    max=51,
-                    tooltip="The encoder's crf: lower is better and larger. 18 looks lossless, 23 is usual for the "
-                    "web. Changing it encodes the film again and samples nothing.",
-                ),
-                io.String.Input(
-                    "filename_prefix",
-                    default="video/Helios",
-                    optional=True,
-                    tooltip="Where in the output folder, as in Save Video. While it renders, a playable file of all "
-                    f"finished chunks lies there as <name>{PARTIAL_SUFFIX}.",
+                *file_inputs(
+                    "video/Helios",
+                    "Helios was trained on 24.",
+                    "Changing it encodes the film again and samples nothing.",
+                    f" While it renders, a playable file of all finished chunks lies there as <name>{PARTIAL_SUFFIX}.",
                 ),
                 io.Boolean.Input(
                     "resume",
@@ -103,12 +133,18 @@ class HeliosRenderVideo(io.ComfyNode):
                     tooltip="Uses finished chunks from earlier renders. Off makes every chunk anew.",
                 ),
                 take_input(),
-                io.Audio.Input(
-                    "audio",
-                    optional=True,
-                    tooltip="A sound track, cut to the film's length.",
-                ),
+                audio_input(),
                 seed_changes_input(),
+                # Last: workflow files hold widgets by their place.
+                audio_offset_input(),
+                io.Boolean.Input(
+                    "write_file",
+                    default=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Off renders into the store alone: no film is written, and video is the last chunk's part. "
+                    "The film strip makes versions of a chunk this way.",
+                ),
             ],
             outputs=[
                 io.Video.Output(
@@ -144,12 +180,14 @@ class HeliosRenderVideo(io.ComfyNode):
         take="",
         audio=None,
         seed_changes="",
+        audio_offset=0.0,
+        write_file=True,
     ) -> io.NodeOutput:
         changes = parse_seed_changes(seed_changes)
         settings = VideoSettings(history.width, history.height, fps, codec, quality)
         check_batch(history.latents.shape[0])
         if audio is not None:
-            check_audio(audio)
+            audio = shifted(audio, audio_offset)
         if take:
             check_name(take)
         target = Target(filename_prefix, history.width, history.height)
@@ -160,14 +198,23 @@ class HeliosRenderVideo(io.ComfyNode):
         named = take or name_for(target.name, f"-{key[:8]}")
         store = output_store()
         report = RenderReport(source, history, fps)
-        report.feed = TakeFeed(report.progress, history, seed, changes, named, cls.hidden, store)
+        report.feed = TakeFeed(
+            report.progress, history, seed, changes, named, cls.hidden, store, store_only=not write_file
+        )
         settings_kept = manifest_settings(history, seed, num_chunks, cls.hidden.prompt, changes)
         record = Take(store, named, settings_kept | report.feed.remembered(), resume)
         # "take-": core would read eight digits after the name as the number of a finished file.
         growing = target.folder / f"{target.name}_take-{key[:8]}{PARTIAL_SUFFIX}"
+        chunks = _interruptible(film.chunks(record))
+        if not write_file:
+            with report.feed:
+                path, history = render_to_store(
+                    chunks, record, settings, vae_identity(vae), lambda latents: decoded(vae, latents), report
+                )
+            return io.NodeOutput(InputImpl.VideoFromFile(str(path)), history)
         with report.feed:
             path, history = render_film(
-                _interruptible(film.chunks(record)),
+                chunks,
                 record,
                 growing,
                 settings,
@@ -176,19 +223,19 @@ class HeliosRenderVideo(io.ComfyNode):
                 target.publish,
                 report,
                 audio,
-                cls._metadata(),
+                file_metadata(cls.hidden),
             )
             report.feed.published(path)
         saved = ui.SavedResult(path.name, target.subfolder, io.FolderType.output)
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)), history, ui=ui.PreviewVideo([saved]))
 
-    @classmethod
-    def _metadata(cls) -> dict[str, Any]:
-        """The workflow, as core's Save Video writes it."""
-        if args.disable_metadata:
-            return {}
-        prompt = {} if cls.hidden.prompt is None else {"prompt": cls.hidden.prompt}
-        return {**(cls.hidden.extra_pnginfo or {}), **prompt}
+
+def file_metadata(hidden: Any) -> dict[str, Any]:
+    """The workflow, as core's Save Video writes it."""
+    if args.disable_metadata:
+        return {}
+    prompt = {} if hidden.prompt is None else {"prompt": hidden.prompt}
+    return {**(hidden.extra_pnginfo or {}), **prompt}
 
 
 def _interruptible(chunks: Iterator[Chunk]) -> Iterator[Chunk]:

@@ -88,6 +88,15 @@ GRAPHS: dict[str, dict[str, dict[str, Any]]] = {
         "1": _node("HeliosLoadHistory", file="helios_history/take_00001_.safetensors [output]"),
         "2": _node("HeliosChunkChain", history=["1", 0], num_chunks=3),
     },
+    "HeliosJoinVideos": {
+        "1": _node("HeliosVideoHistory"),
+        "2": _node("HeliosDecode"),
+        "3": _node("HeliosRenderVideo", num_chunks=44),
+        "4": _node(
+            "HeliosJoinVideos", **{"parts.part_0": ["1", 1], "parts.part_1": ["2", 0], "parts.part_2": ["3", 0]}
+        ),
+        "5": _node("SaveVideo", video=["4", 0]),
+    },
     "HeliosDriftReport": {
         "1": _node("HeliosRenderVideo", num_chunks=44),
         "2": _node("HeliosDriftReport", video=["1", 0], prompt_changes="7, 14"),

@@ -9,7 +9,8 @@ stage 2's for Mid and Distilled.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from helios_core.samplers import SchedulerConfig
 from .data import Clips
 from .stage1 import Stage1
 from .stage2 import STAGE_SHARES, Stage2
+from .streamed import StreamedForTraining
 from .trainer import StepRandom, Task
 
 LAYERS = (
@@ -77,13 +79,19 @@ class Adapters(nn.Module):
         return F.linear(F.linear(x, down.to(x.dtype)), up.to(x.dtype)) * (self.alpha / self.rank)
 
     def attach(self, model: HeliosTransformer) -> None:
-        """Makes the blocks of ``model`` add the changes."""
-        for index, block in enumerate(model.blocks):
-            for layer in self.layers:
-                block.get_submodule(layer).register_forward_hook(self._hook(index, layer))
+        """Makes the blocks of ``model`` add the changes.
 
-    def _hook(self, index: int, layer: str) -> Any:
-        return lambda _, inputs, output: output + self.change(index, layer, inputs[0])
+        Those of a streamed model must not have been read yet: they are copies of its first, with its hooks.
+        """
+        for layer in self.layers:
+            if isinstance(model, StreamedForTraining):
+                model.blocks[0].get_submodule(layer).register_forward_hook(self._hook(lambda: model.running, layer))
+                continue
+            for index, block in enumerate(model.blocks):
+                block.get_submodule(layer).register_forward_hook(self._hook(partial(int, index), layer))
+
+    def _hook(self, number: Callable[[], int], layer: str) -> Any:
+        return lambda _, inputs, output: output + self.change(number(), layer, inputs[0])
 
     def tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """The content of a LoRA file, under Wan's names with core's prefix, which ComfyUI and diffusers read."""
@@ -126,10 +134,11 @@ class LoraTask(Task):
         super().__init__(adapters)
         self.batch = batch
         self.stage: Stage1 | Stage2
+        checkpointed = not isinstance(model, StreamedForTraining)  # which recomputes by itself
         if variant == "base":
-            self.stage = Stage1(model, clips, 1, checkpointed=True)
+            self.stage = Stage1(model, clips, 1, checkpointed=checkpointed)
         elif scheduler.stages == len(STAGE_SHARES):
-            self.stage = Stage2(model, clips, 1, scheduler=scheduler, checkpointed=True)
+            self.stage = Stage2(model, clips, 1, scheduler=scheduler, checkpointed=checkpointed)
         else:
             raise HeliosError(f"the model's scheduler has {scheduler.stages} stages; use a released one, which has 3.")
 

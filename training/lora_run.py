@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from helios_core.checkpoint import TransformerSource, load_transformer, open_folder, open_transformer
+from helios_core.checkpoint.streaming import OFFLOADS, stream_transformer
 from helios_core.errors import HeliosError
 from helios_core.networks.transformer import HeliosTransformer
 from helios_core.samplers import SchedulerConfig
@@ -22,6 +23,7 @@ from helios_core.variants import PIXELS_PER_TOKEN, PYRAMID_MULTIPLE
 from .footage import Cache, Encoder, find_footage
 from .lora import DEFAULT_TARGETS, Adapters, LoraTask, write_lora
 from .parallel import Team, shard_blocks
+from .streamed import StreamedForTraining
 from .trainer import Run, Settings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -39,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="by default bfloat16 on CUDA, float32 on the CPU")
     parser.add_argument("--shard", action="store_true", help="divide the model among the processes (FSDP2)")
+    parser.add_argument(
+        "--offload", choices=OFFLOADS, help="keep the blocks in host memory (cpu) or in the file (disk)"
+    )
     parser.set_defaults(width=640, height=384, threads=os.cpu_count() or 1)
 
 
@@ -52,14 +57,16 @@ def train_lora(options: argparse.Namespace, train: Callable[[Run], None]) -> Pat
     team = Team.from_environment()
     if options.shard and team.size == 1:
         raise HeliosError("--shard divides the model among several processes and there is one; start it with torchrun.")
+    if options.shard and options.offload:
+        raise HeliosError("--shard and --offload both keep blocks elsewhere than on the device; drop one.")
     release, source = open_folder(options.model).path, open_transformer(options.model)
     check_size(options.width, options.height, PIXELS_PER_TOKEN if source.variant == "base" else PYRAMID_MULTIPLE)
     device = _device(options.device)
     dtype = DTYPES[options.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
     footage = find_footage(options.clips)
-    encoder = Encoder(release, options.width, options.height, device, dtype)
+    encoder = Encoder(release, options.width, options.height, device, dtype, options.offload is not None)
     clips = Cache(options.folder / "cache", encoder).clips(footage, team)
-    model = _transformer(source, dtype, device, options.shard)
+    model = _transformer(source, dtype, device, options.shard, options.offload)
     adapters = Adapters(model, options.rank, options.rank if options.alpha is None else options.alpha, options.targets)
     adapters.attach(model)
     scheduler = SchedulerConfig.from_dict(source.scheduler)
@@ -89,7 +96,11 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _transformer(source: TransformerSource, dtype: torch.dtype, device: torch.device, shard: bool) -> HeliosTransformer:
+def _transformer(
+    source: TransformerSource, dtype: torch.dtype, device: torch.device, shard: bool, offload: str | None
+) -> HeliosTransformer:
+    if offload is not None:
+        return stream_transformer(source, dtype, device, offload, StreamedForTraining)
     if not shard:
         return load_transformer(source, dtype, device)
     model = load_transformer(source, dtype, "cpu")

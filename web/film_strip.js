@@ -4,8 +4,9 @@
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
 import { enlarge } from './lib/enlarged.js'
-import { exists, filmAddress, partAddress, resumeTake, takes } from './lib/page.js'
+import { deleteTake, exists, filmAddress, partAddress, queueGraph, resumeTake, takes } from './lib/page.js'
 import { ownWidget, planOf, setWidget, writeRows } from './lib/plan.js'
+import { versionGraph, versionsOf } from './lib/rolls.js'
 import { randomSeed, withSeedChange } from './lib/seeds.js'
 import { FilmStrip } from './lib/strip.js'
 import { addStripStyle, STRIP_HEIGHT } from './lib/strip_style.js'
@@ -54,16 +55,46 @@ function shownStrips() {
  * @returns {string} what the strip says about it
  */
 function redo(node, take, chunk) {
+  const refusal = changeSeed(node, take, chunk, randomSeed())
+  if (refusal) return refusal
+  void app.queuePrompt(0, 1)
+  return `Queued again from chunk ${chunk + 1} on, with another seed.`
+}
+
+/**
+ * Lets the film go on from another seed.
+ * @param {ComfyNode} node
+ * @param {TakeState} take
+ * @param {number} chunk
+ * @param {number | string} changed
+ * @returns {string} why it cannot be
+ */
+function changeSeed(node, take, chunk, changed) {
   const widget = ownWidget(node, 'seed_changes')
   if (!widget) return 'seed_changes is connected to another node; change it there.'
-  const text = withSeedChange(String(widget.value ?? ''), chunk, randomSeed())
+  const text = withSeedChange(String(widget.value ?? ''), chunk, changed)
   if (text === null) return "seed_changes cannot be read; write it like '7: 123', or empty it."
   setWidget(widget, text)
   // A seed that changes after each queue would otherwise change the chunks before as well.
   const seed = ownWidget(node, 'seed')
   if (seed && Number.isSafeInteger(take.seed) && seed.value !== take.seed) setWidget(seed, take.seed)
-  void app.queuePrompt(0, 1)
-  return `Queued again from chunk ${chunk + 1} on, with another seed.`
+  return ''
+}
+
+/**
+ * Queues more versions of a chunk.
+ * @param {TakeState} take
+ * @param {number} chunk
+ * @param {number} count
+ * @returns {Promise<string>} what the strip says about it
+ */
+async function roll(take, chunk, count) {
+  const { output, workflow } = await app.graphToPrompt()
+  for (let version = 0; version < count; version++) {
+    const refusal = await queueGraph(versionGraph(output, take, chunk), workflow)
+    if (refusal) return refusal
+  }
+  return `Queued: ${count} versions of chunk ${chunk + 1}.`
 }
 
 /**
@@ -89,6 +120,16 @@ function addStrip(node) {
     plan: () => planOf(node),
     writeRows: (rows) => writeRows(node, rows),
     redo: (take, chunk) => redo(node, take, chunk),
+    versions: (take, chunk) => versionsOf(take, chunk, takes.all()),
+    roll,
+    pick: (take, chunk, version) => {
+      const refusal = changeSeed(node, take, chunk, version.seed)
+      if (!refusal) void app.queuePrompt(0, 1)
+      return refusal || `Queued: the film goes on from this version of chunk ${chunk + 1}.`
+    },
+    clear: async (spares) => {
+      for (const take of spares) await deleteTake(take)
+    },
     enlarge
   })
   const widget = node.addDOMWidget('film_strip', 'helios_film_strip', strip.root, {
@@ -125,7 +166,8 @@ app.registerExtension({
     addStripStyle()
     takes.subscribe((kind, take, chunk) => {
       const strip = stripOf(take)
-      if (kind === 'take') strip?.show(take)
+      if (take.store_only) strip?.versions.refresh()
+      else if (kind === 'take') strip?.show(take)
       else if (strip?.take?.id !== take.id) return
       else if (kind === 'chunk' && chunk) strip.change(chunk)
       else strip.end()

@@ -3,7 +3,7 @@
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
 import { enlarge } from './lib/enlarged.js'
-import { exists, filmAddress, partAddress, queuedGraph, resumeTake, takes } from './lib/page.js'
+import { deleteTake, exists, filmAddress, GONE, partAddress, queuedGraph, resumeTake, takes } from './lib/page.js'
 import { TakesPanel } from './lib/panel.js'
 import { addPanelStyle } from './lib/panel_style.js'
 import { FilmStrip } from './lib/strip.js'
@@ -11,8 +11,6 @@ import { FilmStrip } from './lib/strip.js'
 /** @typedef {import('./lib/takes.js').TakeState} TakeState */
 /** @typedef {import('./lib/panel.js').Summary} Summary */
 /** @typedef {import('./lib/panel.js').Library} Library */
-
-const GONE = 'The store no longer has this take.'
 
 /** @returns {Promise<Library | null>} */
 async function list() {
@@ -54,13 +52,6 @@ async function load(take) {
   return undefined
 }
 
-/** @param {Summary} take @returns {Promise<string | void>} */
-async function remove(take) {
-  const response = await api.fetchApi(`/helios/takes/${take.id}`, { method: 'DELETE' })
-  if (response.status === 200) return undefined
-  return response.status === 204 ? GONE : (await response.json()).error
-}
-
 /** @type {TakesPanel | null} */
 let panel = null
 
@@ -78,7 +69,8 @@ app.registerExtension({
       tooltip: 'Helios takes',
       type: 'custom',
       render(/** @type {HTMLElement} */ element) {
-        panel ??= new TakesPanel({ list, picture: (take, chunk) => partAddress(take, chunk, 'thumbnail'), open, load, resume: resumeTake, remove })
+        const picture = (/** @type {Summary} */ take, /** @type {number} */ chunk) => partAddress(take, chunk, 'thumbnail')
+        panel ??= new TakesPanel({ list, picture, open, load, resume: resumeTake, remove: deleteTake })
         element.replaceChildren(panel.root)
         void panel.refresh()
       }

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..errors import HeliosError
-from ..video.segments import VideoSettings
+from ..video.segments import VideoSettings, encode_segment
 from .chunk import Chunk
 from .history import History
 from .take import Take
@@ -80,3 +80,41 @@ def render_film(
     if history is None:
         raise HeliosError("a film needs at least one chunk.")
     return path, history
+
+
+def render_to_store(
+    chunks: Iterable[Chunk],
+    take: Take,
+    settings: VideoSettings,
+    vae: str,
+    decode: Callable[[Tensor], Tensor],
+    observer: FilmObserver,
+) -> tuple[Path, History]:
+    """Renders ``chunks`` into the store alone: each chunk and its encoded part, and no film.
+
+    Args:
+        vae, decode: as for :func:`render_film`.
+
+    Returns:
+        The last chunk's part in the store, and the history after it.
+
+    Raises:
+        HeliosError: as for :func:`render_film`.
+    """
+    key, history = "", None
+    with take:
+        for position, chunk in enumerate(chunks):
+            key = segment_key(chunk.key, vae, settings)
+            observer.decoding(chunk)
+            frames = None
+            if take.store.get_segment(key) is None:
+                frames = decode(chunk.latents)
+                take.store.put_segment(key, encode_segment(frames, settings))
+            take.in_video(position, None, key)
+            observer.decoded(chunk, frames)
+            observer.on_disk(chunk.index, chunk.reused, key)
+            history = chunk.history
+        take.end("finished")
+    if history is None:
+        raise HeliosError("a film needs at least one chunk.")
+    return take.store.segment_file(key), history

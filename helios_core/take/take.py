@@ -82,11 +82,14 @@ class Take:
             self._write()
         return chunk
 
-    def in_video(self, position: int, video: Path, segment: str = "") -> None:
-        """Notes that the take's chunk number ``position``, from 0, is in ``video``, its part stored as ``segment``."""
+    def in_video(self, position: int, video: Path | None, segment: str = "") -> None:
+        """Notes that the take's chunk number ``position``, from 0, is in ``video``, its part stored as ``segment``.
+
+        ``video`` None: the part is stored, and no film is written.
+        """
         with self._lock:
-            self._chunks[position] |= {"in_video": True, "segment": segment}
-            self._manifest["video"] = str(video)
+            self._chunks[position] |= {"in_video": video is not None, "segment": segment}
+            self._manifest["video"] = None if video is None else str(video)
             self._write()
 
     def __enter__(self) -> Take:

@@ -8,6 +8,7 @@ from typing import Any
 
 import av
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..errors import HeliosError
@@ -106,3 +107,18 @@ def check_audio(audio: Mapping[str, Any]) -> Tensor:
         nearest = min(rates, key=lambda known: abs(known - rate))
         raise HeliosError(f"audio has sample_rate={rate}, which AAC does not support; resample it to {nearest}.")
     return waveform[0]
+
+
+def shifted(audio: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """An AUDIO that begins ``seconds`` later, after silence; where that is negative, without its first seconds.
+
+    Raises:
+        HeliosError: as for :func:`check_audio`; or nothing is left of it.
+    """
+    rate = int(audio["sample_rate"])
+    check_audio(audio)
+    samples = round(seconds * rate)
+    waveform = audio["waveform"][..., max(0, -samples) :]
+    if not waveform.shape[-1]:
+        raise HeliosError(f"audio_offset={seconds:g} cuts the whole sound off; give one above minus its length.")
+    return {**audio, "waveform": torch.nn.functional.pad(waveform, (max(0, samples), 0))}

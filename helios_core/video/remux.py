@@ -32,10 +32,10 @@ def as_fragment(segment: bytes, number: int, begin: Fraction) -> tuple[bytes, Fr
     file = io.BytesIO()
     options = {**_FRAGMENT, "fragment_index": str(number + 1)}
     with av.open(io.BytesIO(segment)) as source, av.open(file, "w", format="mp4", options=options) as container:
-        copy = _add_copy(container, source)
+        copy = add_copy(container, source)
         container.start_encoding()
         header = file.tell()
-        *_, end = _copied(source, copy, container, begin)
+        *_, end = copied(source, copy, container, begin)
     return file.getvalue()[header if number else 0 :], end
 
 
@@ -52,18 +52,18 @@ def finish_video(
     """
     options = {"movflags": "use_metadata_tags+faststart"}
     with av.open(str(partial)) as source, av.open(str(target), "w", format="mp4", options=options) as container:
-        container.metadata.update(_texts(metadata or {}))
-        copy = _add_copy(container, source)
+        container.metadata.update(texts(metadata or {}))
+        copy = add_copy(container, source)
         make = sound if audio is None else functools.partial(SoundTrack, audio=audio)
         track = None if make is None else make(container)
-        for end in _copied(source, copy, container):
+        for end in copied(source, copy, container):
             if track is not None:
                 track.write_until(end)
         if track is not None:
             track.finish()
 
 
-def _add_copy(container: Any, source: Any) -> Any:
+def add_copy(container: Any, source: Any) -> Any:
     """A stream of ``container`` for the packets of the pictures in ``source``."""
     stream = source.streams.video[0]
     copy = container.add_stream_from_template(stream)
@@ -71,7 +71,7 @@ def _add_copy(container: Any, source: Any) -> Any:
     return copy
 
 
-def _copied(source: Any, copy: Any, container: Any, begin: Fraction = Fraction(0)) -> Iterator[Fraction]:
+def copied(source: Any, copy: Any, container: Any, begin: Fraction = Fraction(0)) -> Iterator[Fraction]:
     """Writes every packet ``begin`` seconds later, and yields when its picture ends."""
     for packet in source.demux(source.streams.video[0]):
         if packet.dts is None:  # the end of the file
@@ -84,7 +84,7 @@ def _copied(source: Any, copy: Any, container: Any, begin: Fraction = Fraction(0
         yield end
 
 
-def _texts(metadata: Mapping[str, Any]) -> dict[str, str]:
+def texts(metadata: Mapping[str, Any]) -> dict[str, str]:
     try:
         return {key: json.dumps(value) for key, value in metadata.items()}
     except (TypeError, ValueError) as error:

@@ -163,10 +163,14 @@ def _check_schedule_text(node: Wired) -> None:
 
 
 def _check_render(node: Wired) -> None:
+    _check_prefix(node)
+    _check_chunk(node)
+
+
+def _check_prefix(node: Wired) -> None:
     prefix = node.value("filename_prefix", str)
     if prefix is not None:
         check_prefix(prefix)
-    _check_chunk(node)
 
 
 def _quietly(find: Callable[..., Any], *arguments: Any) -> Any:
@@ -182,6 +186,7 @@ CHECKS: dict[str, Callable[[Wired], None]] = {
     **dict.fromkeys(BEGINNINGS, _check_beginning),
     **dict.fromkeys(CHUNK_NODES, _check_chunk),
     "HeliosRenderVideo": _check_render,
+    "HeliosJoinVideos": _check_prefix,
     "HeliosPromptSchedule": _check_schedule,
     "HeliosPromptScheduleText": _check_schedule_text,
 }

@@ -76,6 +76,7 @@ class TakeState:
         progress: seconds of finished film, frames made a second, seconds left (None: not known yet).
         film: the finished file, as core's ``/view`` finds it.
         resumable: whether the store keeps the graph that was queued.
+        store_only: no film is written: it is there to be looked at, like versions of a chunk.
     """
 
     id: str
@@ -98,6 +99,7 @@ class TakeState:
     chunks: Sequence[ChunkState] = ()
     film: Mapping[str, str] | None = None
     resumable: bool = False
+    store_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ class TakeFeed:
         name: of the take's manifest, empty without one.
         hidden: the node's hidden inputs, for the texts of its prompts and the workflow's id.
         store: where the segments lie that :meth:`finished` names.
+        store_only: as in :class:`TakeState`.
     """
 
     def __init__(
@@ -152,6 +155,7 @@ class TakeFeed:
         name: str = "",
         hidden: Any = None,
         store: ChunkStore | None = None,
+        store_only: bool = False,
     ):
         context = get_executing_context()
         node = getattr(context, "node_id", None) or ""
@@ -180,6 +184,7 @@ class TakeFeed:
             rows=prompt_rows(getattr(hidden, "prompt", None) or {}, node),
             progress=progress.numbers(),
             resumable=bool(name) and self._queued is not None,
+            store_only=store_only,
         )
 
     @property
@@ -203,7 +208,7 @@ class TakeFeed:
         state, named = self._state, self._queued is not None
         kept = {"id": state.id, "node": state.node, "workflow_id": state.workflow, "first_chunk": state.first_chunk}
         texts = {"rows": list(state.rows), "queued": self._queued} if named else {}
-        return {**kept, "fps": state.film_fps, **texts}
+        return {**kept, "fps": state.film_fps, "store_only": state.store_only, **texts}
 
     def state(self) -> dict[str, Any]:
         """The whole :class:`TakeState` as JSON."""

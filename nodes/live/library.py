@@ -83,6 +83,7 @@ class StoredParts:
             chunks=chunks,
             film=film_address(take.video) if take.status == "finished" else None,
             resumable=self.queued() is not None,
+            store_only=settings.get("store_only") is True,
         )
         return asdict(state)
 
@@ -122,11 +123,13 @@ class LiveLibrary:
         return [take.state() for take in earlier[-RECENT_TAKES:]] + live
 
     def summaries(self) -> dict[str, Any]:
-        """All stored takes with their sizes, newest first, and the store's size."""
+        """All stored films with their sizes, newest first, and the store's size."""
         running = {state["name"]: state for state in feeds().states() if state["status"] == "running"}
         found = []
         for parts in reversed(self.takes()):
             state = running.get(parts.take.name) or parts.state()
+            if state["store_only"]:
+                continue
             done = [chunk["chunk"] for chunk in state["chunks"] if chunk["state"] == "finished"]
             summary = {key: value for key, value in state.items() if key != "chunks"}
             extra = {"bytes": self.library().size(parts.take), "updated": parts.take.updated}

@@ -347,3 +347,24 @@ def test_seed_change_samples_from_its_chunk_on(comfy):
 def test_bad_seed_changes_are_refused_before_anything_runs(comfy, graph):
     with pytest.raises(PromptRejectedError, match="seed_changes has 'two: 5', which is not a chunk and its seed"):
         comfy.queue(graph)
+
+
+def test_without_a_file_the_store_alone_gets_chunks_and_parts(comfy):
+    output = comfy.log_file.parent / "output"
+    _, take = run(comfy, film("versions", chunks=2, seed=114))
+    files = set(output.rglob("*.mp4"))
+    changed = film("versions", chunks=2, seed=114, seed_changes="1: 5", write_file=False, take="a version")
+    prompt_id = comfy.queue(changed)
+    assert failure(comfy.wait(prompt_id)) is None
+    new = {file.parent.name for file in set(output.rglob("*.mp4")) - files}
+    assert new == {"helios_store"}
+    version = take_events(comfy, prompt_id)[0]["id"]
+    state_of = state(comfy, version)
+    assert (state_of["store_only"], state_of["film"], state_of["status"]) == (True, None, "finished")
+    assert [(chunk["reused"], chunk["video"]) for chunk in state_of["chunks"]] == [(True, True), (False, True)]
+    first, second = (get(comfy, f"/helios/takes/{one}/0/video")[2] for one in (take, version))
+    assert first == second and frames(get(comfy, f"/helios/takes/{version}/1/video")[2]) == FRAMES
+    assert "a version" not in [stored["name"] for stored in comfy.get("/helios/library")["takes"]]
+    # The film that goes on from it samples nothing that the version has.
+    _, picked = run(comfy, film("versions", chunks=3, seed=114, seed_changes="1: 5"))
+    assert [chunk["reused"] for chunk in state(comfy, picked)["chunks"]] == [True, True, False]

@@ -51,7 +51,16 @@ RELEASED: dict[str, dict[str, Any]] = {
     "HeliosDMDSampler": {"steps": "2, 2, 2", "amplify_first_chunk": True, **STAGES},
     "HeliosSampleChunk": CHUNK,
     "HeliosChunkChain": {**CHUNK, "num_chunks": 3},
-    "HeliosRenderVideo": {**CHUNK, "num_chunks": 3, "fps": 24.0, "codec": "h264", "quality": 18, "resume": True},
+    "HeliosRenderVideo": {
+        **CHUNK,
+        "num_chunks": 3,
+        "fps": 24.0,
+        "codec": "h264",
+        "quality": 18,
+        "resume": True,
+        "write_file": True,
+    },
+    "HeliosJoinVideos": {"fps": 24.0, "codec": "h264", "quality": 18, "audio_offset": 0.0},
     "HeliosAntiDrift": {"threshold": 0.15, "strength": 0.1, "momentum": 0.9},
 }
 ADVANCED = {
@@ -63,7 +72,8 @@ ADVANCED = {
     "HeliosPyramidSampler": {"solver", "zero_steps", "stage_range", "gamma"},
     "HeliosDMDSampler": {"stage_range", "gamma"},
     "HeliosChunkChain": {"take", "seed_changes"},
-    "HeliosRenderVideo": {"take", "seed_changes"},
+    "HeliosRenderVideo": {"take", "seed_changes", "audio_offset", "write_file"},
+    "HeliosJoinVideos": {"audio_offset"},
     "HeliosDriftReport": {"chunk_frames"},
     "HeliosAntiDrift": {"momentum"},
     "HeliosColourAnchor": {"chunk_frames"},

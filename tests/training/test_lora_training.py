@@ -12,11 +12,13 @@ import av
 import numpy as np
 import pytest
 import torch
-from helios_training import cli, data, footage, lora, trainer
-from safetensors.torch import load_file
+from helios_training import cli, data, footage, lora, streamed, trainer
+from safetensors.torch import load_file, save_file
 
 from helios_core.checkpoint import load_transformer, open_transformer
 from helios_core.checkpoint.lora import read_lora
+from helios_core.checkpoint.source import CONFIG_KEY, VARIANT_KEY
+from helios_core.checkpoint.streaming import stream_transformer
 from helios_core.checkpoint.vae import load_vae
 from helios_core.errors import HeliosError
 from helios_core.samplers import SchedulerConfig
@@ -305,9 +307,11 @@ def test_two_processes_sharded_or_not_train_like_one_with_twice_the_batch(clips,
                 torch.testing.assert_close(states[name][key], mean_gradient, atol=1e-5, rtol=1e-3)
 
 
-def new_task(folder, targets=lora.DEFAULT_TARGETS, batch=1):
+def new_task(folder, targets=lora.DEFAULT_TARGETS, batch=1, offload=None):
     source = open_transformer(folder)
     transformer = load_transformer(source)
+    if offload is not None:
+        transformer = stream_transformer(source, offload=offload, kind=streamed.StreamedForTraining)
     adapters = lora.Adapters(transformer, 4, 4.0, targets)
     adapters.attach(transformer)
     generator = torch.Generator().manual_seed(2)
@@ -342,6 +346,48 @@ def test_checkpointing_changes_no_gradient(tiny_folder):
         found.append([p.grad for p in task.module.parameters()])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-7, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def deep_file(tiny_folder, tmp_path_factory):
+    """helios-tiny with five different blocks: more than there are buffers, and odd, so that each uses either."""
+    source = open_transformer(tiny_folder("mid"))
+    state = load_transformer(source).state_dict()
+    generator = torch.Generator().manual_seed(0)
+    for key in [name for name in state if name.startswith("blocks.0.")]:
+        for index in range(2, 5):
+            drawn = torch.randn(state[key].shape, generator=generator)
+            state[key.replace("blocks.0.", f"blocks.{index}.")] = state[key] + 0.02 * drawn
+    config = json.dumps(source.config.to_dict() | {"num_layers": 5})
+    path = tmp_path_factory.mktemp("deep") / "deep.safetensors"
+    save_file({key: x.contiguous() for key, x in state.items()}, path, {VARIANT_KEY: "mid", CONFIG_KEY: config})
+    return path
+
+
+@pytest.mark.parametrize("offload", ["disk", "cpu"])
+def test_streamed_blocks_give_the_same_gradients(deep_file, offload):
+    found = []
+    for kept in (None, offload):
+        task = new_task(deep_file, batch=2, offload=kept)
+        for parameter in task.module.up.values():
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+        # Twice: in the second step the buffers hold what the first one's backward pass left.
+        for step in range(2):
+            loss, _ = task.loss(step, trainer.StepRandom(0, step))
+            loss.backward()
+        found.append([loss.detach(), *(p.grad for p in task.module.parameters())])
+    for one, other in zip(*found, strict=True):
+        assert one.abs().max() > 0
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+    assert len(task.stage.model.blocks) == 5
+    assert len(task.stage.model.stream.buffers) == 2
+    task.stage.model.stream.close()
+
+
+def test_a_lora_is_trained_from_streamed_blocks(clips, tiny_folder, runs):
+    for name, more in (("kept", ()), ("streamed", ("--offload", "disk"))):
+        assert train(clips, tiny_folder("distilled"), runs, "--name", name, *more, steps=2) == 0
+    assert losses(runs / "streamed") == pytest.approx(losses(runs / "kept"), abs=1e-5)
 
 
 def test_a_clip_is_learned_in_bfloat16_too(tiny_folder):

@@ -6,6 +6,8 @@ import { Takes } from './takes.js'
 
 /** @typedef {import('./takes.js').TakeState} TakeState */
 
+export const GONE = 'The store no longer has this take.'
+
 export const takes = new Takes(async () => {
   try {
     const response = await api.fetchApi('/helios/takes')
@@ -44,13 +46,33 @@ export async function queuedGraph(take) {
  */
 export async function resumeTake(take) {
   const queued = await queuedGraph(take)
-  if (!queued) return 'The store no longer has this take. Queue its workflow again.'
+  if (!queued) return `${GONE} Queue its workflow again.`
+  const refusal = await queueGraph(queued.prompt, queued.workflow)
+  return refusal || 'Queued: it goes on at the first missing chunk.'
+}
+
+/**
+ * Deletes a take from the store.
+ * @param {{ id: string }} take
+ * @returns {Promise<string | void>} why it stays
+ */
+export async function deleteTake(take) {
+  const response = await api.fetchApi(`/helios/takes/${take.id}`, { method: 'DELETE' })
+  if (response.status === 200) {
+    takes.forget(take.id)
+    return undefined
+  }
+  return response.status === 204 ? GONE : (await response.json()).error
+}
+
+/** Queues a graph in API format. @param {object} prompt @param {object | null} workflow @returns {Promise<string>} why not */
+export async function queueGraph(prompt, workflow) {
   try {
-    await api.queuePrompt(0, { output: queued.prompt, workflow: queued.workflow ?? {} })
+    await api.queuePrompt(0, { output: prompt, workflow: workflow ?? {} })
+    return ''
   } catch (error) {
     return `ComfyUI refused it: ${error instanceof Error ? error.message : error}`
   }
-  return 'Queued: it goes on at the first missing chunk.'
 }
 
 app.registerExtension({

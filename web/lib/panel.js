@@ -1,6 +1,7 @@
 // The panel of takes: every take that the store remembers, with a picture, its size and what can be done with it.
 
 import { button, element, fileSize, filmLength } from './dom.js'
+import { STATUS } from './words.js'
 
 /** @typedef {import('./takes.js').TakeState} TakeState */
 /** @typedef {Omit<TakeState, 'chunks'> & { bytes: number, updated: string, finished: number, cover: number | null }} Summary */
@@ -18,7 +19,6 @@ import { button, element, fileSize, filmLength } from './dom.js'
 
 const EMPTY = 'No takes yet. Each film that Helios Render Video makes is listed here.'
 const AWAY = 'ComfyUI is away.'
-const WORDS = { running: 'rendering', finished: 'finished', interrupted: 'stopped', failed: 'failed', lost: 'away' }
 
 export class TakesPanel {
   /** @param {PanelHost} host */
@@ -66,7 +66,7 @@ export class TakesPanel {
       cover.append(picture)
     }
     const seconds = filmLength(take.progress.film_seconds)
-    const done = `${take.finished} of ${take.num_chunks} chunks, ${WORDS[take.status]}`
+    const done = `${take.finished} of ${take.num_chunks} chunks, ${STATUS[take.status]}`
     const numbers = `${seconds} · ${take.width}×${take.height} · ${fileSize(take.bytes)} · ${when(take.updated)}`
     const text = element(
       'div',

@@ -7,6 +7,8 @@ import { staleFrom } from './plan.js'
 import { Player } from './player.js'
 import { chunkSeconds, finishedChunks, rowIndexAt } from './takes.js'
 import { Timeline } from './timeline.js'
+import { Versions } from './versions.js'
+import { progressLine } from './words.js'
 
 /** @typedef {import('./takes.js').TakeState} TakeState */
 /** @typedef {import('./takes.js').ChunkState} ChunkState */
@@ -14,7 +16,10 @@ import { Timeline } from './timeline.js'
 /** @typedef {import('./player.js').Source} Source */
 /**
  * What a strip asks of the page. Without `plan` it shows a take and changes nothing.
- * @typedef {object} StripHost
+ * @typedef {import('./versions.js').VersionsHost & Host} StripHost
+ */
+/**
+ * @typedef {object} Host
  * @property {(take: TakeState, chunk: number, part: 'thumbnail' | 'video') => string} address of a picture or part
  * @property {(take: TakeState) => string} filmAddress of the finished film
  * @property {(address: string) => Promise<boolean>} exists whether there is something to load
@@ -26,7 +31,6 @@ import { Timeline } from './timeline.js'
  */
 
 const IDLE = 'Press Run: the film appears here.'
-const WORDS = { finished: 'finished', interrupted: 'stopped', failed: 'failed', lost: 'ComfyUI is away' }
 const NO_SCHEDULE = 'To split the film, connect Helios Prompt Schedule (Text) to positive.'
 
 export class FilmStrip {
@@ -55,10 +59,13 @@ export class FilmStrip {
       moveRow: (row, first) => this._editRows((rows) => (rows[row][0] = first)),
       writeRow: (row, text) => this._editRows((rows) => (rows[row][1] = text))
     })
+    this.versions = new Versions(host, (sentence) => this.say(sentence))
+    this.player.screen.append(this.versions.root)
     this._caption = element('span', 'strip-caption')
     this._buttons = {
       resume: button('Continue', 'Queue this take again; it goes on at the first missing chunk', 'resume'),
       redo: button('↻ Roll again', 'Render again from the chosen chunk on, with another seed (R)', 'redo'),
+      roll: button('3 versions', 'Make three versions of the chosen chunk, to pick one', 'roll'),
       split: button('Split', 'Begin another prompt at the chosen chunk (S)', 'split'),
       enlarge: button('⤢', 'Show over the whole window', 'enlarge')
     }
@@ -89,6 +96,7 @@ export class FilmStrip {
     if (this.take?.id !== take.id) {
       this._said = ''
       this._film = null
+      this.versions.close()
       this.player.reset(take.status === 'running' ? '' : 'Choose a chunk to play it.')
       this._chosen = take.first_chunk
       this.timeline.chosen = take.first_chunk
@@ -151,7 +159,7 @@ export class FilmStrip {
   /** @param {TakeState | null} take */
   _drawHead(take) {
     const done = take ? finishedChunks(take) : 0
-    this._title.textContent = take ? `${done} of ${take.num_chunks} chunks, ${this._words(take, done)}` : 'Film strip'
+    this._title.textContent = take ? progressLine(take) : 'Film strip'
     const numbers = take ? [`${filmLength(take.progress.film_seconds)} of film`] : []
     if (take?.progress.fps) numbers.push(`${take.progress.fps.toFixed(take.progress.fps < 10 ? 2 : 1)} fps`)
     if (take?.status === 'running' && take.progress.seconds_left !== null && done < take.num_chunks)
@@ -160,16 +168,6 @@ export class FilmStrip {
     this._fill.style.width = take ? `${(100 * done) / take.num_chunks}%` : '0'
     this._message.textContent = this._said || take?.message || ''
     this._message.hidden = !this._message.textContent
-  }
-
-  /** @param {TakeState} take @param {number} done */
-  _words(take, done) {
-    if (take.status !== 'running') return WORDS[take.status]
-    const active = take.chunks.filter(({ state }) => state !== 'finished').at(-1)
-    if (!active) return done < take.num_chunks ? 'rendering' : 'writing the file'
-    const steps = active.state === 'sampling' && active.step
-    const at = steps ? `stage ${(active.stage ?? 0) + 1}, step ${active.step} of ${active.total}` : active.state
-    return `chunk ${active.chunk + 1}: ${at}`
   }
 
   /** @param {TakeState | null} take @param {Plan} [plan] */
@@ -191,11 +189,12 @@ export class FilmStrip {
 
   /** @param {TakeState | null} take */
   _drawActions(take) {
-    const { resume, redo, split, enlarge } = this._buttons
+    const { resume, redo, roll, split, enlarge } = this._buttons
     const stopped = take && ['interrupted', 'failed'].includes(take.status)
     resume.hidden = !stopped || !take.resumable
     redo.hidden = !this.host.redo || !take
-    redo.disabled = this._states.get(this._chosen)?.state !== 'finished'
+    roll.hidden = !this.host.roll || !take?.film
+    roll.disabled = redo.disabled = this._states.get(this._chosen)?.state !== 'finished'
     split.hidden = !this.host.writeRows
     enlarge.hidden = !this.host.enlarge
     this._caption.textContent = take ? `Chunk ${this._chosen + 1}` : ''
@@ -294,6 +293,7 @@ export class FilmStrip {
     else if (action === 'enlarge') this.host.enlarge?.(this)
     else if (take && action === 'redo' && this.host.redo && !this._buttons.redo.disabled)
       this.say(this.host.redo(take, this._chosen))
+    else if (take && action === 'roll') this.versions.open(take, this._chosen)
     else if (take && action === 'resume') void this.host.resume(take).then((sentence) => this.say(sentence))
   }
 

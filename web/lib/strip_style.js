@@ -6,11 +6,13 @@ import { addStyle } from './dom.js'
 export const STRIP_HEIGHT = 356
 
 const CSS = `
-.helios-strip { box-sizing: border-box; width: 100%; height: 100%; min-width: 0; min-height: ${STRIP_HEIGHT}px;
+.helios-strip { position: relative; box-sizing: border-box; width: 100%; height: 100%; min-width: 0; min-height: ${STRIP_HEIGHT}px;
   overflow: hidden; pointer-events: auto; }
 .helios-strip-inner { --helios-accent: #4a9eff; display: flex; flex-direction: column; gap: 5px; width: 100%;
   height: 100%; padding: 6px; border-radius: 6px; color: var(--input-text, #ddd);
   background: var(--comfy-input-bg, #222); font: 11px/1.4 system-ui, sans-serif; }
+/* Of the node's height whatever it holds: a message takes room from the player, and the node stays as it is. */
+.helios-strip > .helios-strip-inner { position: absolute; inset: 0; height: auto; }
 .helios-strip-inner * { box-sizing: border-box; }
 .helios-strip-inner [hidden] { display: none !important; }
 .helios-strip-head { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 12px; }
@@ -33,6 +35,16 @@ const CSS = `
   object-fit: contain; }
 .helios-player-text { position: absolute; inset: 0; display: flex; align-items: center; justify-content: center;
   padding: 8px; color: #bbb; text-align: center; }
+.helios-versions { position: absolute; inset: 0; display: flex; flex-direction: column; gap: 4px; padding: 4px;
+  color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222); cursor: default; }
+.helios-versions-head { display: flex; align-items: center; gap: 4px; }
+.helios-versions-title { flex: 1; }
+.helios-versions-list { display: grid; flex: 1; grid-auto-columns: minmax(76px, 1fr); grid-auto-flow: column; gap: 4px;
+  min-height: 0; overflow-x: auto; }
+.helios-version { display: flex; flex-direction: column; gap: 3px; align-items: center; justify-content: center;
+  min-height: 0; padding: 2px; border: 1px solid #8885; border-radius: 3px; }
+.helios-version[data-current=true] { border-color: var(--helios-accent); }
+.helios-version-film { flex: 1; width: 100%; min-height: 0; object-fit: contain; }
 .helios-player-controls { display: flex; flex: none; align-items: center; gap: 6px; }
 .helios-player-range { flex: 1; min-width: 40px; height: 14px; margin: 0; accent-color: var(--helios-accent); }
 .helios-player-time { font-variant-numeric: tabular-nums; white-space: nowrap; }

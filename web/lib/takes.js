@@ -38,6 +38,7 @@
  * @property {ChunkState[]} chunks
  * @property {FilmFile | null} film
  * @property {boolean} resumable
+ * @property {boolean} store_only no film: a version of a chunk
  */
 /**
  * A helios.take event of any kind.
@@ -74,6 +75,16 @@ export class Takes {
   subscribe(listener) {
     this._listeners.add(listener)
     return () => this._listeners.delete(listener)
+  }
+
+  /** @returns {Iterable<TakeState>} oldest first */
+  all() {
+    return this._takes.values()
+  }
+
+  /** @param {string} id a take that was deleted */
+  forget(id) {
+    this._takes.delete(id)
   }
 
   /** @param {'take' | 'chunk' | 'end'} kind @param {TakeState} take @param {ChunkState} [chunk] */

@@ -4,10 +4,11 @@ from .buffers import Piece
 from .load import OFFLOADS, check_offload, stream_transformer
 from .sources import BlockSource, DiskBlocks, PinnedBlocks, Stored
 from .stream import BlockStream
-from .transformer import StreamedTransformer
+from .transformer import PROMPT_PARTS, StreamedTransformer
 
 __all__ = [
     "OFFLOADS",
+    "PROMPT_PARTS",
     "BlockSource",
     "BlockStream",
     "DiskBlocks",

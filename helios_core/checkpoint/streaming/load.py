@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 
 from ...errors import HeliosError
@@ -14,6 +16,7 @@ from .stream import BlockStream
 from .transformer import StreamedTransformer
 
 OFFLOADS = ("disk", "cpu")
+T = TypeVar("T", bound=StreamedTransformer)
 
 
 def check_offload(offload: str | None) -> None:
@@ -31,10 +34,11 @@ def stream_transformer(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     offload: str = "disk",
-) -> StreamedTransformer:
+    kind: type[T] = StreamedTransformer,  # type: ignore[assignment]
+) -> T:
     """The transformer with all but its blocks on ``device``.
 
-    ``disk`` reads blocks from the file at every step; ``cpu`` holds them in host memory.
+    ``disk`` reads blocks from the file at every step; ``cpu`` holds them in host memory. ``kind`` is the class.
 
     Raises:
         HeliosError: an unknown mode; missing, extra or misshaped tensors; a damaged file; too little host memory.
@@ -42,7 +46,7 @@ def stream_transformer(
     check_offload(offload)
     device = torch.device(device)
     with torch.device("meta"):
-        model = StreamedTransformer(**source.config.to_dict(), dtype=dtype)
+        model = kind(**source.config.to_dict(), dtype=dtype)
     state = source.state_dict()
     check_state_dict(model, state, source.path)
     factors = scales(state, source.metadata, source.path)

@@ -45,10 +45,13 @@ class BlockStream:
         self._turn = 0
 
     @contextmanager
-    def block(self, index: int, names: Iterable[str] | None = None, wrap: bool = True) -> Iterator[nn.Module]:
+    def block(
+        self, index: int, names: Iterable[str] | None = None, wrap: bool = True, step: int = 1
+    ) -> Iterator[nn.Module]:
         """Block ``index``, on the device, valid within the ``with``; of its parameters only ``names`` where given.
 
-        Meanwhile the next block is read; after the last one and with ``wrap`` the first, where the next step begins.
+        Meanwhile the next block is read, ``step`` blocks on (-1 in a backward pass); after the last one and with
+        ``wrap`` the first, where the next step begins.
 
         Raises:
             HeliosError: the weights can no longer be read.
@@ -57,8 +60,8 @@ class BlockStream:
         if not self._slots:
             self._open()
         slot = self._arrival(index, wanted)
-        following = (index + 1) % self.count if wrap else index + 1
-        if following < self.count:
+        following = (index + step) % self.count if wrap else index + step
+        if 0 <= following < self.count:
             self._request(following, wanted)
         try:
             yield slot.block

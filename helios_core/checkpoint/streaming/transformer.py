@@ -11,7 +11,7 @@ from ...networks.transformer.block import BlockContext
 from .stream import BlockStream
 
 # All that a prompt needs of a block.
-_PROMPT_PARTS = ("cross_attn.k.", "cross_attn.v.", "cross_attn.norm_k.")
+PROMPT_PARTS = ("cross_attn.k.", "cross_attn.v.", "cross_attn.norm_k.")
 
 
 class StreamedTransformer(HeliosTransformer):
@@ -22,7 +22,7 @@ class StreamedTransformer(HeliosTransformer):
     def prepare_text(self, text: Tensor) -> PreparedText:
         """See :meth:`HeliosTransformer.prepare_text`; reads two matrices of every block."""
         projected = self.text_embedding(text)
-        names = [name for name, _ in self.blocks[0].named_parameters() if name.startswith(_PROMPT_PARTS)]
+        names = [name for name, _ in self.blocks[0].named_parameters() if name.startswith(PROMPT_PARTS)]
         keys_values = []
         for index in range(len(self.blocks)):
             with self.stream.block(index, names, wrap=False) as block:
