@@ -54,6 +54,8 @@ _SOCKETS: dict[str, Callable[[Any], bool]] = {
     "IMAGE": lambda value: isinstance(value, Tensor),
     "VIDEO": _has("get_components"),
     "AUDIO": _is_audio,
+    "UPSCALE_MODEL": lambda value: hasattr(value, "patcher") and hasattr(value, "scale"),
+    "INTERP_MODEL": _has("load_device"),
 }
 
 

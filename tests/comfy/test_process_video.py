@@ -104,3 +104,6 @@ def test_a_film_through_an_upscale_model(comfy, clip):
     del graph["process"]["inputs"]["upscale_model"]
     with pytest.raises(ExecutionFailedError, match="upscale_model and interp_model are both not connected"):
         comfy.run(graph)
+    graph["process"]["inputs"]["interp_model"] = "a name"
+    with pytest.raises(ExecutionFailedError, match="interp_model is 'a name', not a INTERP_MODEL"):
+        comfy.run(graph)

@@ -71,6 +71,7 @@ def graphs() -> dict[str, dict[str, Any]]:
     found["render"]["cut"] = node("HeliosSplitVideo", video=["render", 0], chunks="0", chunk_frames=33)
     found["render"]["part"] = node("HeliosChunkFrames", film=["cut", 0], chunk=0, chunk_frames=33)
     found["render"]["shown"] = node("PreviewImage", images=["part", 0])
+    found["render"]["drift"] = node("HeliosDriftReport", video=["cut", 0], chunk_frames=11, prompt_changes="1, 2")
     found["core"] = _core()
     return found
 
