@@ -118,6 +118,10 @@ class HeliosApplyHistory(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls) -> bool:
+        return check_node()
+
+    @classmethod
     def execute(cls, positive: list, negative: list, history: History) -> io.NodeOutput:
         return io.NodeOutput(*(with_history(c, history) for c in (positive, negative)))
 

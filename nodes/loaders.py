@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..helios_core.errors import HeliosError
 from ..helios_core.variants import VARIANTS
+from .adapters.graph_checks import check_node
 from .adapters.model import load_helios_model
 from .adapters.model_files import check_installed, choices, default_choice, resolve
 from .adapters.text_encoder import load_text_encoder
@@ -94,7 +95,7 @@ class HeliosLoadModel(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model: str | None = None) -> bool | str:
-        return check_whole(model) or True
+        return check_whole(model) or check_node()
 
     @classmethod
     def fingerprint_inputs(cls, model: str, weight_dtype: str = "default", attention: str = AUTO) -> str:
@@ -148,7 +149,7 @@ class HeliosModelLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model: str | None = None) -> bool | str:
-        return check_installed(model, TRANSFORMERS) or True
+        return check_installed(model, TRANSFORMERS) or check_node()
 
     @classmethod
     def execute(

@@ -16,7 +16,8 @@ from ...helios_core.samplers import ChunkSampler
 from ...helios_core.take.history import check_size
 from ...helios_core.take.prompts import PromptSchedule, parse_schedule
 from ...helios_core.take.reference import NoiseRange
-from ...helios_core.variants import PIXELS_PER_TOKEN
+from ...helios_core.variants import LATENT_CHANNELS, LATENT_SCALE, PIXELS_PER_TOKEN
+from .model import check_fits, check_latent_shape
 from .model_files import TINY_NAMES, TINY_PREFIX, check_installed, check_prefix, resolve
 from .prompt_graph import Wired, node_in_validation
 from .sampler import check_variant, foreign_sampler
@@ -27,6 +28,7 @@ from .whole_models import RELEASED_SIZE, check_whole, model_of
 
 CHUNK_NODES = {"HeliosSampleChunk", "HeliosChunkChain", "HeliosRenderVideo"}
 BEGINNINGS = {"HeliosEmptyHistory", "HeliosImageHistory", "HeliosVideoHistory"}
+APPLY = "HeliosApplyHistory"
 # Core's sampler nodes, none of which makes a chunk.
 CORE_SAMPLER = "KSamplerSelect"
 # Settings of each sampler node by name and type.
@@ -115,7 +117,9 @@ def _check_chunk(node: Wired) -> None:
         return
     if node.kind == "HeliosRenderVideo" and begun.batch is not None:
         check_batch(begun.batch)
-    if settings is not None and begun.width is not None and begun.height is not None:
+    # A size that nothing divides is told at its own node.
+    known = begun.width is not None and begun.height is not None
+    if settings is not None and known and not (begun.width % PIXELS_PER_TOKEN or begun.height % PIXELS_PER_TOKEN):
         check_size(begun.width, begun.height, settings.size_multiple)
 
 
@@ -167,6 +171,34 @@ def _check_render(node: Wired) -> None:
     _check_chunk(node)
 
 
+def _check_core_samplers(node: Wired) -> None:
+    """Latents that core's samplers are given beside a history or a model of this pack."""
+    begun = _history(node) if node.kind == APPLY else None
+    if node.kind != APPLY and any(other.kind == APPLY for other in node.all_nodes()):
+        return  # that node tells it
+    direct = node.consumers()
+    # A guider stands between conditioning and SamplerCustomAdvanced.
+    for sampler in {found.id: found for one in direct for found in (one, *one.consumers())}.values():
+        shape = _empty_latent(sampler)
+        if shape is None:
+            continue
+        check_latent_shape(shape)
+        if begun is not None and begun.width and begun.height and begun.batch:
+            check_fits(shape, begun.width, begun.height, begun.batch)
+
+
+def _empty_latent(sampler: Wired) -> tuple[int, ...] | None:
+    """The shape that core's Empty HunyuanVideo Latent gives a sampler, the one for this kind of VAE."""
+    origin = sampler.source("latent_image")
+    if origin is None or origin[0].kind != "EmptyHunyuanLatentVideo":
+        return None
+    names = ("batch_size", "length", "height", "width")
+    batch, length, height, width = (origin[0].value(name, int, 1) for name in names)
+    if batch is None or length is None or height is None or width is None:
+        return None
+    return (batch, LATENT_CHANNELS, (length - 1) // 4 + 1, height // LATENT_SCALE, width // LATENT_SCALE)
+
+
 def _check_prefix(node: Wired) -> None:
     prefix = node.value("filename_prefix", str)
     if prefix is not None:
@@ -186,6 +218,7 @@ CHECKS: dict[str, Callable[[Wired], None]] = {
     **dict.fromkeys(BEGINNINGS, _check_beginning),
     **dict.fromkeys(CHUNK_NODES, _check_chunk),
     "HeliosRenderVideo": _check_render,
+    **dict.fromkeys((APPLY, "HeliosModelLoader", "HeliosLoadModel"), _check_core_samplers),
     "HeliosJoinVideos": _check_prefix,
     "HeliosPromptSchedule": _check_schedule,
     "HeliosPromptScheduleText": _check_schedule_text,

@@ -148,16 +148,25 @@ class HeliosModel(comfy.model_base.BaseModel):
 
 def check_noise(noise: Tensor, history: History | None) -> None:
     """Refuses noise that is not one chunk, or of another size than its history's: core samples whatever it is given."""
-    if noise.ndim != 5 or noise.shape[2] != CHUNK_LATENT_FRAMES:
+    check_latent_shape(tuple(noise.shape))
+    if history is not None:
+        check_fits(tuple(noise.shape), history.width, history.height, history.latents.shape[0])
+
+
+def check_latent_shape(shape: tuple[int, ...]) -> None:
+    """Refuses latents that are not one chunk."""
+    if len(shape) != 5 or shape[2] != CHUNK_LATENT_FRAMES:
         raise HeliosError(
-            f"latent_image has shape {list(noise.shape)}; one Helios chunk is [B,16,9,H/8,W/8], a length of 33."
+            f"latent_image has shape {list(shape)}; one Helios chunk is [B,16,9,H/8,W/8], a length of 33."
         )
-    if history is None:
-        return
-    if noise.shape[3:] != history.latents.shape[3:] or noise.shape[0] % history.latents.shape[0]:
+
+
+def check_fits(shape: tuple[int, ...], width: int, height: int, batch: int) -> None:
+    """Refuses latents of another size than that of their history."""
+    if shape[3:] != (height // LATENT_SCALE, width // LATENT_SCALE) or shape[0] % batch:
         raise HeliosError(
-            f"latent_image has shape {list(noise.shape)} but the history is {history.width}x{history.height} with a "
-            f"batch of {history.latents.shape[0]}; give both the same width, height and batch size."
+            f"latent_image has shape {list(shape)} but the history is {width}x{height} with a batch of {batch}; give "
+            "both the same width, height and batch size."
         )
 
 

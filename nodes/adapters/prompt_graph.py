@@ -63,6 +63,21 @@ class Wired:
             found = float(found)
         return found if type(found) is kind else None
 
+    def consumers(self) -> list[Wired]:
+        """The nodes that are linked to any of its outputs."""
+        return [node for node in self.all_nodes() if any(self._feeds(node, name) for name in node.inputs)]
+
+    def all_nodes(self) -> Iterator[Wired]:
+        """The nodes of the prompt, as far as they are nodes."""
+        for key in self.prompt:
+            node = _wired(self.prompt, key)
+            if node is not None:
+                yield node
+
+    def _feeds(self, node: Wired, name: str) -> bool:
+        link = node.inputs[name]
+        return isinstance(link, list) and len(link) == 2 and link[0] == self.id
+
     def upstream(self, name: str) -> Iterator[tuple[Wired, int]]:
         """The node and slot that an input comes from, and on through nodes that have an input of the same name."""
         step = self.source(name)

@@ -98,6 +98,41 @@ def test_seed_changes_and_the_file_name_are_each_told_once_and_alone(comfy):
     assert told.startswith("filename_prefix='../outside' is not a name") and "seed_changes" not in told
 
 
+def core(**latent):
+    """KSampler of core behind a history of 64x64."""
+    graph = film()
+    del graph["render"], graph["sampler"], graph["vae"]
+    graph["apply"] = node(
+        "HeliosApplyHistory", positive=["positive", 0], negative=["negative", 0], history=["history", 0]
+    )
+    graph["empty"] = node(
+        "EmptyHunyuanLatentVideo", **{"width": SIZE, "height": SIZE, "length": 33, "batch_size": 1, **latent}
+    )
+    graph["sample"] = node(
+        "KSampler", model=["model", 0], positive=["apply", 0], negative=["apply", 1], latent_image=["empty", 0], seed=3,
+        steps=1, cfg=1.0, sampler_name="euler", scheduler="simple", denoise=1.0,
+    )  # fmt: skip
+    graph["save"] = node("SaveLatent", samples=["sample", 0], filename_prefix="checks/core")
+    return graph
+
+
+def test_latents_of_cores_samplers(comfy):
+    assert "one Helios chunk is [B,16,9,H/8,W/8]" in sentence(comfy, core(length=65), "apply")
+    plain = core(length=1)
+    del plain["apply"]
+    plain["sample"]["inputs"] |= {"positive": ["positive", 0], "negative": ["negative", 0]}
+    assert "one Helios chunk is [B,16,9,H/8,W/8]" in sentence(comfy, plain, "model")
+    assert "shape [1, 16, 9, 8, 16] but the history is 64x64" in sentence(comfy, core(width=128), "apply")
+    guided = core(height=128)
+    guided["guider"] = node("BasicGuider", model=["model", 0], conditioning=["apply", 0])
+    guided["noise"] = node("RandomNoise", noise_seed=3)
+    guided["sigmas"] = node("BasicScheduler", model=["model", 0], scheduler="simple", steps=1, denoise=1.0)
+    guided["euler"] = node("KSamplerSelect", sampler_name="euler")
+    guided["sample"] = node("SamplerCustomAdvanced", noise=["noise", 0], guider=["guider", 0], sampler=["euler", 0],
+                            sigmas=["sigmas", 0], latent_image=["empty", 0])  # fmt: skip
+    assert "shape [1, 16, 9, 16, 8] but the history is 64x64" in sentence(comfy, guided, "apply")
+
+
 def test_what_only_running_tells_is_let_through(comfy):
     """Nothing is refused for want of knowledge: a size from an unknown node, a model from one."""
     graph = sized(["math", 0])

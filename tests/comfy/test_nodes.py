@@ -23,11 +23,16 @@ MODEL, TEXT, VAE, POSITIVE, NEGATIVE, HISTORY, SAMPLER, CHAIN, DECODE, VIDEO, SA
 
 @pytest.fixture
 def graph():
-    """The shipped Distilled text-to-video graph on helios-tiny, small and two chunks long."""
+    """The shipped Distilled text-to-video graph on helios-tiny, small, two chunks long, with the three loaders."""
     shipped = json.loads((API_WORKFLOWS / "helios_distilled_t2v.json").read_text(encoding="utf-8"))
-    shipped[MODEL]["inputs"]["model"] = TINY
-    shipped[TEXT]["inputs"]["text_encoder"] = TINY
-    shipped[VAE]["inputs"]["vae"] = TINY
+    kinds = {MODEL: ("HeliosModelLoader", "model"), TEXT: ("HeliosTextEncoderLoader", "text_encoder"),
+             VAE: ("HeliosVAELoader", "vae")}  # fmt: skip
+    loaders = {key: {"class_type": kind, "inputs": {name: TINY}} for key, (kind, name) in kinds.items()}
+    for node in shipped.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, list) and value[0] == MODEL:
+                node["inputs"][name] = [[MODEL, TEXT, VAE, MODEL, MODEL][value[1]], 0]
+    shipped |= loaders
     shipped[POSITIVE]["inputs"]["text"] = PROMPT
     shipped[HISTORY]["inputs"].update(width=WIDTH, height=HEIGHT)
     shipped[CHAIN]["inputs"].update(num_chunks=2, seed=SEED)
