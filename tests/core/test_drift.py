@@ -201,7 +201,7 @@ def test_the_one_reader_reads_frame_by_frame_what_it_reads_at_once(tmp_path):
 
 @pytest.mark.parametrize("speed", [0, 1])
 def test_keyframes_at_borders_are_no_seams(tmp_path, speed):
-    """Every chunk of Render Video begins with a keyframe; at the usual quality for the web that is not told as a seam."""
+    """Every chunk of Render Video begins with a keyframe; at the quality usual for the web that is no seam."""
     growing = GrowingVideo(tmp_path / "film.partial.mp4")
     frames = torch.from_numpy(np.stack(list(film(offset=lambda i: speed * i, frames=99))))
     for chunk in frames.split(33):
