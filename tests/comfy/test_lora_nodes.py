@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from helios_comfy_one_chunk import MODEL, SAMPLE, TINY, graph, latents, models, refused
+from helios_comfy_one_chunk import MODEL, SAMPLE, TINY, base, graph, latents, models, refused
 from helios_training import lora as training
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from helios_core.checkpoint import from_diffusers, load_transformer, open_transformer, to_diffusers
+from helios_core.checkpoint.lora import read_lora
 from helios_core.commands.convert import convert
 
 RANK, ALPHA = 4, 8.0
@@ -232,3 +233,38 @@ def test_unmatched_lora_keys_are_listed_and_an_unmatched_file_is_refused(comfy, 
     assert "was made for another model" in refused(comfy, with_lora("small.safetensors", 1.0))
     (models(comfy, "loras") / "evil.pth").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     assert "cannot be read as plain weights" in refused(comfy, with_lora("evil.pth", 1.0))
+
+
+@pytest.mark.parametrize("options", [{}, {"bypass_mode": True, "checkpoint_depth": 2}], ids=["patched", "bypass"])
+def test_cores_train_lora_trains_a_helios_model(comfy, released, options):
+    """Core's node, with core's own objective. The history that a conditioning carries is trained with."""
+    prompt = graph() | {
+        "vae": {"class_type": "HeliosVAELoader", "inputs": {"vae": TINY}},
+        "image": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 8000}},
+        "history": {
+            "class_type": "HeliosImageHistory",
+            "inputs": {"vae": ["vae", 0], "image": ["image", 0], "width": 64, "height": 64},
+        },
+        "applied": {
+            "class_type": "HeliosApplyHistory",
+            "inputs": {"positive": ["text", 0], "negative": ["text", 0], "history": ["history", 0]},
+        },
+    }
+    inputs = {
+        "model": [MODEL, 0], "latents": [SAMPLE, 0], "positive": ["applied", 0], "batch_size": 1,
+        "grad_accumulation_steps": 1, "steps": 3, "learning_rate": 0.05, "rank": RANK, "optimizer": "AdamW",
+        "loss_function": "MSE", "seed": 1, "training_dtype": "bf16", "lora_dtype": "bf16", "quantized_backward": False,
+        "algorithm": "LoRA", "gradient_checkpointing": True, "checkpoint_depth": 1, "offloading": False,
+        "existing_lora": "[None]", "bucket_mode": False, "bypass_mode": False,
+    }  # fmt: skip
+    name = "-".join(["by-core", *options])
+    prompt["train"] = {"class_type": "TrainLoraNode", "inputs": inputs | options}
+    prompt["saved"] = {"class_type": "SaveLoRA", "inputs": {"lora": ["train", 0], "prefix": f"loras/{name}"}}
+    comfy.run(prompt)
+    (file,) = (base(comfy) / "output" / "loras").glob(f"{name}_*")
+    content = load_file(file)
+    shapes = {key: tuple(x.shape) for key, x in from_diffusers(released[1]).items()}
+    read = read_lora(file, shapes)
+    assert not read.unmatched
+    assert {f"blocks.1.{layer}.weight" for layer in training.LAYERS} | {"patch_long.weight"} <= read.adapters.keys()
+    assert all(x.any() for key, x in content.items() if key.endswith("lora_up.weight")), "every layer has learned"

@@ -3,7 +3,7 @@
 import { addStyle } from './dom.js'
 
 /** Least height of a strip in a node, in units of the graph: it is there before the first take, and stays. */
-export const STRIP_HEIGHT = 356
+export const STRIP_HEIGHT = 326
 
 const CSS = `
 .helios-strip { position: relative; box-sizing: border-box; width: 100%; height: 100%; min-width: 0; min-height: ${STRIP_HEIGHT}px;
