@@ -23,6 +23,7 @@ from helios_core.errors import HeliosError
 from helios_core.video.drift.meter import DriftMeter
 from helios_core.video.drift.plot import picture
 from helios_core.video.drift.report import report_file, report_frames, seam_strengths
+from helios_core.video.growing import GrowingVideo
 from helios_core.video.reader import VideoReader, read_video
 from helios_core.video.segments import VideoSettings, encode_segment
 
@@ -196,6 +197,18 @@ def test_the_one_reader_reads_frame_by_frame_what_it_reads_at_once(tmp_path):
         assert not reader.uneven
     with VideoReader(path, start=0.5, duration=0.25) as reader:
         assert torch.equal(torch.stack([torch.from_numpy(frame) for frame in reader]), whole[12:18])
+
+
+@pytest.mark.parametrize("speed", [0, 1])
+def test_keyframes_at_borders_are_no_seams(tmp_path, speed):
+    """Every chunk of Render Video begins with a keyframe; at the quality usual for the web that is no seam."""
+    growing = GrowingVideo(tmp_path / "film.partial.mp4")
+    frames = torch.from_numpy(np.stack(list(film(offset=lambda i: speed * i, frames=99))))
+    for chunk in frames.split(33):
+        growing.append(encode_segment(chunk, VideoSettings(WIDTH, HEIGHT, crf=23)))
+    report = report_file(growing.path)
+    growing.close()
+    assert (report.seams, report.faults) == ([], []), report.text()
 
 
 def test_command_line_writes_text_json_and_plot(tmp_path, capsys):
