@@ -162,6 +162,7 @@ class Cache:
         """
         team = team or Team()
         texts = ["", *dict.fromkeys(clip.caption for clip in footage)]
+        rows_of = {text: row for row, text in enumerate(texts)}
         self._encode_clips(footage[team.rank :: team.size])
         self._encode_texts(texts[team.rank :: team.size])
         team.wait()
@@ -173,7 +174,7 @@ class Cache:
             )
         read = [load_file(self._latents(clip.path)) for clip in usable]
         latents, stills = ([clip[part] for clip in read] for part in ("latents", "still"))
-        captions = [[texts.index(clip.caption)] * len(x) for clip, x in zip(usable, latents, strict=True)]
+        captions = [[rows_of[clip.caption]] * len(x) for clip, x in zip(usable, latents, strict=True)]
         rows = [load_file(self._embedding(text))["rows"] for text in texts]
         # One row past the longest: the padding that all share.
         length = min(MAX_LENGTH, 1 + max(map(len, rows)))
@@ -188,14 +189,15 @@ class Cache:
 
     @torch.no_grad()
     def _encode_clips(self, footage: list[Footage]) -> None:
-        here, vae = self.encoder, None
-        for clip in footage:
+        waiting = [clip for clip in footage if not (clip.path.is_file() and self._latents(clip.path).is_file())]
+        if not waiting:
+            return
+        here = self.encoder
+        vae = load_vae(here.release, device=here.device)
+        for clip in waiting:
             try:
                 if not clip.path.is_file():
                     raise HeliosError("there is no such file")
-                if self._latents(clip.path).is_file():
-                    continue
-                vae = vae or load_vae(here.release, device=here.device)
                 made: dict[str, list[Tensor]] = {"latents": [], "still": []}
                 for chunk in read_chunks(clip.path, here.width, here.height):
                     if not made["still"]:
