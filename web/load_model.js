@@ -44,8 +44,8 @@ async function refresh() {
 
 /** @param {string} variant @param {'download' | 'stop'} what */
 async function ask(variant, what) {
-  const answer = await api.fetchApi(`/helios/models/${variant}/${what}`, { method: 'POST' })
-  if (answer.ok) told(await answer.json())
+  // The event tells what became of it: the answer may be older.
+  await api.fetchApi(`/helios/models/${variant}/${what}`, { method: 'POST' })
 }
 
 /** @param {Download} download */

@@ -56,6 +56,9 @@ class VideoReader:
             self._container.close()
             raise HeliosError(f"The file {self._name} has no picture: give a video file.")
         stream = self._container.streams.video[0]
+        if stream.codec_context is None:
+            self._container.close()
+            raise HeliosError(f"The video {self._name} cannot be read (unknown codec): give a whole video file.")
         self.width, self.height = stream.width, stream.height
         self.fps = float(stream.average_rate) if stream.average_rate else None
         self.hdr = HDR_TRANSFERS.get(int(getattr(stream.codec_context, "color_trc", 0) or 0))
