@@ -27,6 +27,7 @@ from helios_setup.paths import WINDOWS
 LOOPBACK = "127.0.0.1"
 HTTP_OK = 200
 DEATH_SECONDS = 5.0
+LONGEST_PAUSE = 4  # seconds between two events after which the history is asked
 ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # A proxy from the environment must not be asked for the loopback address.
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -220,16 +221,16 @@ class ComfyServer:
         """
         assert self._stream is not None, "start() first"
         deadline = time.monotonic() + timeout
-        seen = 0
+        seen = pauses = 0
         while time.monotonic() < deadline:
             self._check_alive()
             new = self._stream.wait(seen, timeout=1.0)
-            seen += len(new)
+            seen, pauses = seen + len(new), 0 if new else pauses + 1
             for event in new:
                 if on_event and event.prompt_id == prompt_id:
                     on_event(event)
-            # Asked at every pause too: an end whose event was missed must not hang.
-            if not new or any(ends(event, prompt_id) for event in new):
+            # Asked at long pauses too: an end whose event was missed must not hang, a late one is still waited for.
+            if pauses > LONGEST_PAUSE or any(ends(event, prompt_id) for event in new):
                 entry = self.get(f"/history/{prompt_id}").get(prompt_id)
                 if entry is not None:
                     return entry

@@ -264,7 +264,7 @@ def test_strip_stays_out_of_saved_and_queued_workflows(strip: Strip) -> None:
     (saved,) = [node for node in workflow["nodes"] if node["type"] == "HeliosRenderVideo"]
     length = len(saved["widgets_values"])
     assert node["widgets_values"][:length] == saved["widgets_values"]
-    assert [value for value in node["widgets_values"][length:] if value not in ("", True)] == []  # optional, at the end
+    assert [value for value in node["widgets_values"][length:] if value not in ("", True, 0)] == []  # optional, at the end
     assert "film_strip" not in strip.frontend.prompt()[str(node["id"])]["inputs"]
 
 
@@ -331,7 +331,8 @@ def test_every_state_of_a_long_film_is_drawn(strip: Strip) -> None:
     strip.page.evaluate(CHANGE, [take["id"], sampling, progress])
     # The chunk at work is scrolled into the strip's window.
     strip.page.wait_for_function(IN_WINDOW, arg=20)
-    strip.page.wait_for_selector(".helios-cell[data-state=decoding]")
+    for state in ("decoding", "sampling"):
+        strip.page.wait_for_selector(f".helios-cell[data-state={state}]")
     states = {cell["chunk"]: (cell["state"], cell["reused"]) for cell in strip.cells()}
     assert [states[chunk] for chunk in range(19, 23)] == [
         ("finished", False), ("sampling", False), ("decoding", True), ("waiting", False)
