@@ -266,24 +266,32 @@ def test_bad_input_is_refused_in_one_sentence(comfy, graph, node, changes, messa
     assert "\n" not in told.strip()
 
 
-def damaged_folder(comfy, tiny_folder, name) -> Path:
-    target = base(comfy) / "models" / "diffusers" / name
-    shutil.copytree(tiny_folder("distilled"), target, dirs_exist_ok=True)
-    return target
+@pytest.fixture
+def damaged_folder(comfy, tiny_folder):
+    """`damaged_folder(name)`: a copy of helios-tiny to damage; gone after the test, for "distilled" would take it."""
+    made = []
+
+    def copy(name) -> Path:
+        made.append(base(comfy) / "models" / "diffusers" / name)
+        return shutil.copytree(tiny_folder("distilled"), made[-1])
+
+    yield copy
+    for folder in made:
+        shutil.rmtree(folder)
 
 
-def test_damaged_and_foreign_checkpoints_are_refused_by_name(comfy, graph, tiny_folder):
-    truncated = damaged_folder(comfy, tiny_folder, "truncated")
+def test_damaged_and_foreign_checkpoints_are_refused_by_name(comfy, graph, damaged_folder):
+    truncated = damaged_folder("truncated")
     shard = truncated / "transformer" / "diffusion_pytorch_model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:1000])
 
-    foreign = damaged_folder(comfy, tiny_folder, "wan")
+    foreign = damaged_folder("wan")
     for file in (foreign / "transformer").glob("*.safetensors*"):
         file.unlink()
     wan = {"patch_embedding.weight": torch.zeros(48, 16, 1, 2, 2), "blocks.0.self_attn.q.weight": torch.zeros(48, 48)}
     save_file(wan, foreign / "transformer" / "diffusion_pytorch_model.safetensors")
 
-    missing = damaged_folder(comfy, tiny_folder, "missing")
+    missing = damaged_folder("missing")
     (missing / "transformer" / shard.name).unlink()
 
     for name, message in (
