@@ -14,19 +14,15 @@ from ..helios_core.errors import HeliosError, shortened
 from ..helios_core.take.film import MOST_CHUNKS
 from ..helios_core.variants import CHUNK_FRAMES, CHUNK_LATENT_FRAMES
 from ..helios_core.video.reader import read_chunk
+from .adapters.pictures import check_on_disk
 from .adapters.sockets import check_text
 from .chunks import check_chain_latents
 
+FRAMES_IN_VIDEO = "Frames of a chunk in a VIDEO. Helios makes 33."
 
-def chunk_frames_input() -> io.Int.Input:
-    return io.Int.Input(
-        "chunk_frames",
-        default=CHUNK_FRAMES,
-        min=1,
-        max=10_000,
-        advanced=True,
-        tooltip="Frames of a chunk in a VIDEO. Helios makes 33.",
-    )
+
+def chunk_frames_input(tooltip: str, least: int = 1) -> io.Int.Input:
+    return io.Int.Input("chunk_frames", default=CHUNK_FRAMES, min=least, max=10_000, advanced=True, tooltip=tooltip)
 
 
 class HeliosChunkFrames(io.ComfyNode):
@@ -55,7 +51,7 @@ class HeliosChunkFrames(io.ComfyNode):
                     tooltip="Which chunk, counted from 0 as in the strip.",
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="Decodes a LATENT; not needed for a VIDEO."),
-                chunk_frames_input(),
+                chunk_frames_input(FRAMES_IN_VIDEO),
             ],
             outputs=[io.Image.Output(display_name="images", tooltip="The chunk's frames, in order.")],
         )
@@ -104,7 +100,7 @@ class HeliosSplitVideo(io.ComfyNode):
                     tooltip="Where clips begin, beside the film's start: '7, 14' makes three clips of chunks 0 to 6, 7 "
                     "to 13, and the rest.",
                 ),
-                chunk_frames_input(),
+                chunk_frames_input(FRAMES_IN_VIDEO),
             ],
             outputs=[
                 io.Video.Output(
@@ -124,8 +120,7 @@ class HeliosSplitVideo(io.ComfyNode):
 
     @classmethod
     def execute(cls, video: Any, chunks: str, chunk_frames: int) -> io.NodeOutput:
-        if not isinstance(video, InputImpl.VideoFromFile):
-            raise HeliosError("video is no file on disk; connect Render Video or Load Video, or save it first.")
+        check_on_disk(video)
         fps, begin = float(video.get_frame_rate()), video.get_active_trim_window()[0]
         length, source = video.get_duration(), video.get_stream_source()
         starts = [0, *(chunk for chunk in chunk_numbers("chunks", chunks) if chunk)]

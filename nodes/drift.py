@@ -10,14 +10,13 @@ from comfy_api.latest import InputImpl, io, ui
 from torch import Tensor
 
 from ..helios_core.errors import HeliosError
-from ..helios_core.variants import CHUNK_FRAMES
 from ..helios_core.video.drift.meter import opencv
 from ..helios_core.video.drift.plot import matplotlib_figure, picture
 from ..helios_core.video.drift.report import DriftReport, report_frames, report_video
 from ..helios_core.video.reader import VideoReader
 from .adapters.pictures import interruptible, pixels
 from .adapters.sockets import check_text
-from .cutting import chunk_numbers
+from .cutting import chunk_frames_input, chunk_numbers
 
 
 class HeliosDriftReport(io.ComfyNode):
@@ -39,14 +38,7 @@ class HeliosDriftReport(io.ComfyNode):
                     [io.Video, io.Image],
                     tooltip="A VIDEO, which is read frame by frame whatever its length, or frames as IMAGE.",
                 ),
-                io.Int.Input(
-                    "chunk_frames",
-                    default=CHUNK_FRAMES,
-                    min=2,
-                    max=10_000,
-                    advanced=True,
-                    tooltip="Frames from one chunk's border to the next. Helios makes 33.",
-                ),
+                chunk_frames_input("Frames from one chunk's border to the next. Helios makes 33.", least=2),
                 io.String.Input(
                     "prompt_changes",
                     default="",

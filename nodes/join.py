@@ -14,7 +14,7 @@ from ..helios_core.video.audio import shifted
 from ..helios_core.video.join import Part, file_part, join_parts, settings_for
 from .adapters.graph_checks import check_node
 from .adapters.pictures import interruptible, pixels
-from .render import Target, audio_input, audio_offset_input, file_inputs, file_metadata
+from .render import Target, audio_input, audio_offset_input, file_inputs, file_metadata, fps_input
 
 MOST_PARTS = 100
 
@@ -46,11 +46,10 @@ class HeliosJoinVideos(io.ComfyNode):
                 io.Autogrow.Input(
                     "parts", template=part, tooltip="Parts in order; a free socket appears as you connect."
                 ),
+                fps_input("Used where all parts are frames; videos bring their own."),
                 *file_inputs(
                     "video/Helios_joined",
-                    "Used where all parts are frames; videos bring their own.",
-                    "Used for what is encoded anew; films of Render Video with the same codec and quality are copied.",
-                    "",
+                    " Used for what is encoded anew; films of Render Video with the same codec and quality are copied.",
                 ),
                 audio_input(),
                 audio_offset_input(),

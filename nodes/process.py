@@ -7,7 +7,6 @@ import io as bytes_io
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import comfy.model_management
 import numpy as np
 from comfy.utils import ProgressBar
 from comfy_api.latest import InputImpl, io, ui
@@ -19,8 +18,9 @@ from ..helios_core.video.growing import PARTIAL_SUFFIX
 from ..helios_core.video.process import in_groups, interpolated, write_processed
 from ..helios_core.video.reader import VideoReader
 from ..helios_core.video.segments import CODECS, VideoSettings
-from .adapters.model_files import check_prefix
-from .render import Target
+from .adapters.graph_checks import check_node
+from .adapters.pictures import check_on_disk, interruptible
+from .render import Target, file_inputs
 
 
 class HeliosProcessVideo(io.ComfyNode):
@@ -57,29 +57,14 @@ class HeliosProcessVideo(io.ComfyNode):
                     advanced=True,
                     tooltip="Frames in memory at a time. More is hardly faster.",
                 ),
-                io.Combo.Input(
-                    "codec",
-                    options=list(CODECS),
-                    default=CODECS[0],
-                    tooltip="h264 plays everywhere; hevc makes smaller files at the same quality.",
-                ),
-                io.Int.Input(
-                    "quality", default=18, min=0, max=51, tooltip="The encoder's crf: lower is better and larger."
-                ),
-                io.String.Input(
-                    "filename_prefix", default="video/Helios_processed", tooltip="Where in the output folder."
-                ),
+                *file_inputs("video/Helios_processed"),
             ],
             outputs=[io.Video.Output(display_name="video", tooltip="The file on disk.")],
         )
 
     @classmethod
-    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
-        try:
-            check_prefix(filename_prefix or "")
-        except HeliosError as error:
-            return str(error)
-        return True
+    def validate_inputs(cls) -> bool:
+        return check_node()
 
     @classmethod
     def execute(
@@ -87,14 +72,13 @@ class HeliosProcessVideo(io.ComfyNode):
         video: Any,
         multiplier: int,
         frames_at_once: int,
-        codec: str,
-        quality: int,
-        filename_prefix: str,
+        codec: str = CODECS[0],
+        quality: int = 18,
+        filename_prefix: str = "video/Helios_processed",
         upscale_model: Any = None,
         interp_model: Any = None,
     ) -> io.NodeOutput:
-        if not isinstance(video, InputImpl.VideoFromFile):
-            raise HeliosError("video is no file on disk; connect Render Video or Load Video, or save it first.")
+        check_on_disk(video)
         if upscale_model is None and interp_model is None:
             raise HeliosError("upscale_model and interp_model are both not connected; connect one of them.")
         part = video.get_active_trim_window()
@@ -123,8 +107,7 @@ def _opened(video: Any) -> str | bytes_io.BytesIO:
 
 def _watched(reader: VideoReader) -> Iterator[np.ndarray]:
     bar = ProgressBar(max(1, reader.frames))
-    for frame in reader:
-        comfy.model_management.throw_exception_if_processing_interrupted()
+    for frame in interruptible(reader):
         yield frame
         bar.update(1)
 

@@ -46,19 +46,22 @@ MAX_TRIES = 1000
 LONGEST_OFFSET = 36_000.0  # seconds, longer than any film
 
 
-def file_inputs(prefix: str, about_rate: str, about_quality: str, about_prefix: str) -> list[io.Input]:
-    """Frame rate, codec, quality and name of a film's file; the texts follow what every film's say."""
+def fps_input(about: str) -> io.Float.Input:
+    return io.Float.Input(
+        "fps",
+        default=24.0,
+        optional=True,
+        min=Least(1.0),
+        max=240.0,
+        step=1.0,
+        round=0.001,
+        tooltip=f"Frames per second of the file. {about}",
+    )
+
+
+def file_inputs(prefix: str, about_quality: str = "", about_prefix: str = "") -> list[io.Input]:
+    """Codec, quality and name of a film's file; the texts follow what every film's say."""
     return [
-        io.Float.Input(
-            "fps",
-            default=24.0,
-            optional=True,
-            min=Least(1.0),
-            max=240.0,
-            step=1.0,
-            round=0.001,
-            tooltip=f"Frames per second of the file. {about_rate}",
-        ),
         io.Combo.Input(
             "codec",
             options=list(CODECS),
@@ -73,7 +76,7 @@ def file_inputs(prefix: str, about_rate: str, about_quality: str, about_prefix: 
             min=0,
             max=51,
             tooltip="The encoder's crf: lower is better and larger. 18 looks lossless, 23 is usual for the "
-            f"web. {about_quality}",
+            f"web.{about_quality}",
         ),
         io.String.Input(
             "filename_prefix",
@@ -120,10 +123,10 @@ class HeliosRenderVideo(io.ComfyNode):
                 *chunk_inputs(),
                 num_chunks_input(),
                 io.Vae.Input("vae", tooltip="Helios VAE Loader, or core's Load VAE with the Wan 2.1 VAE."),
+                fps_input("Helios was trained on 24."),
                 *file_inputs(
                     "video/Helios",
-                    "Helios was trained on 24.",
-                    "Changing it encodes the film again and samples nothing.",
+                    " Changing it encodes the film again and samples nothing.",
                     f" While it renders, a playable file of all finished chunks lies there as <name>{PARTIAL_SUFFIX}.",
                 ),
                 io.Boolean.Input(

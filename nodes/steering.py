@@ -13,11 +13,15 @@ from ..helios_core.errors import HeliosError
 from ..helios_core.take.anchor import newest_frame, with_anchor
 from ..helios_core.take.anti_drift import LARGEST_THRESHOLD, AntiDrift
 from ..helios_core.take.history import History
-from ..helios_core.variants import CHUNK_FRAMES
 from ..helios_core.video.colour import anchored
 from .adapters.sockets import Least
+from .cutting import chunk_frames_input
 from .history import HistoryType
 from .reference_histories import Encoder, fitted, normalise
+
+
+def strength_input(tooltip: str) -> io.Float.Input:
+    return io.Float.Input("strength", default=1.0, min=Least(0.0), max=1.0, step=0.05, round=0.0001, tooltip=tooltip)
 
 
 class HeliosAntiDrift(io.ComfyNode):
@@ -92,15 +96,7 @@ class HeliosAnchorHistory(io.ComfyNode):
             search_aliases=["helios new scene", "helios first frame", "helios reanchor"],
             inputs=[
                 HistoryType.Input("history", tooltip="The history of the new scene's first chunk."),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=Least(0.0),
-                    max=1.0,
-                    step=0.05,
-                    round=0.0001,
-                    tooltip="1 replaces the anchor, less mixes the new one into it, 0 leaves it.",
-                ),
+                strength_input("1 replaces the anchor, less mixes the new one into it, 0 leaves it."),
                 io.Image.Input(
                     "image",
                     optional=True,
@@ -137,23 +133,8 @@ class HeliosColourAnchor(io.ComfyNode):
             search_aliases=["helios color", "helios colour match", "color correction", "helios drift"],
             inputs=[
                 io.Image.Input("images", tooltip="The film's frames, in order, as Helios Decode gives them."),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=Least(0.0),
-                    max=1.0,
-                    step=0.05,
-                    round=0.0001,
-                    tooltip="How much of the way to the reference is gone; 0 leaves the frames as they are.",
-                ),
-                io.Int.Input(
-                    "chunk_frames",
-                    default=CHUNK_FRAMES,
-                    min=1,
-                    max=10_000,
-                    advanced=True,
-                    tooltip="Frames that are measured together. A Helios chunk is 33.",
-                ),
+                strength_input("How much of the way to the reference is gone; 0 leaves the frames as they are."),
+                chunk_frames_input("Frames that are measured together. A Helios chunk is 33."),
                 io.Image.Input(
                     "reference",
                     optional=True,

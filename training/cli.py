@@ -6,7 +6,6 @@ import argparse
 import json
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 
 from helios_core.checkpoint import open_transformer
+from helios_core.commands.cli import run_command
 from helios_core.errors import HeliosError
 from helios_core.networks.transformer import HeliosTransformer
 
@@ -35,18 +35,10 @@ SOURCES = {"base": "stage1", "mid": "stage2", "distilled": "stage3"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; a HeliosError becomes one line on standard error and exit code 2."""
+    """Runs one command; see :func:`run_command`."""
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
-    try:
-        options.run(options)
-    except HeliosError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(options)
 
 
 def world(options: argparse.Namespace) -> None:

@@ -77,7 +77,7 @@ def train_lora(options: argparse.Namespace, train: Callable[[Run], None]) -> Pat
              "model": folder_fingerprint(release / "transformer"),
              "clips": fingerprint(clips.latents, clips.captions, clips.embeddings)}  # fmt: skip
     _same_run(folder, facts, team)
-    settings = Settings(options.steps, options.rate, warmup=20, muon=False)
+    settings = Settings(options.steps, options.rate, warmup=20)
     run = Run(task, folder, settings, team)
     train(run)
     path = options.output or folder / "lora.safetensors"

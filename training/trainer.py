@@ -74,7 +74,6 @@ class Settings:
     average: float = 0.999
     weight_decay: float = 0.01
     seed: int = 0
-    muon: bool = True
     save_seconds: float = 150.0
     sample_seconds: float = 600.0
 
@@ -209,7 +208,7 @@ def _optimizers(names: dict[str, nn.Parameter], settings: Settings) -> list[torc
 
     After 200 steps of stage 2 from the same weights, Muon's loss is 4 to 6 % below AdamW's at the same rate.
     """
-    inside = {name: p for name, p in names.items() if settings.muon and p.ndim == 2 and "blocks." in name}
+    inside = {name: p for name, p in names.items() if p.ndim == 2 and "blocks." in name}
     others = [p for name, p in names.items() if name not in inside]
     rate, decay = settings.rate, settings.weight_decay
     found: list[torch.optim.Optimizer] = []

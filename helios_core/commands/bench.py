@@ -32,7 +32,7 @@ from ..video.drift.meter import FARNEBACK, opencv
 from ..video.drift.report import report_file
 from ..video.reader import VideoReader
 from ..video.segments import VideoSettings
-from .films import DTYPES, load_pipeline, write_film
+from .films import DTYPES, load_pipeline, sampling, write_film
 
 RESULTS, TABLE_CSV, TABLE_MARKDOWN = "results.jsonl", "table.csv", "table.md"
 DRIFTS = ("luma", "contrast", "saturation", "hue", "sharpness", "motion")
@@ -209,19 +209,18 @@ def _run(options: argparse.Namespace) -> None:
 def _film(pipeline: HeliosPipeline, row: Row, options: argparse.Namespace) -> dict[str, Any]:
     """Renders a row and measures it."""
     output = options.output / f"{row.name}_{row.frames}.mp4"
-    steps = options.steps or ()
-    sampling = {"num_inference_steps": steps[0], "pyramid_num_inference_steps_list": steps} if steps else {}
+    steps = sampling(options.steps)
     request = {
         "prompt": row.prompt,
         "width": options.width,
         "height": options.height,
         "num_frames": row.frames,
         "generator": torch.Generator("cpu").manual_seed(options.seed),
-        **sampling,
+        **steps,
     }
     take = Take(ChunkStore(options.output / FOLDER_NAME), output.stem, {"prompt": row.prompt})
     begun = time.monotonic()
-    with TerminalBar(pipeline.steps_per_chunk(row.frames, **sampling), FPS) as bar:
+    with TerminalBar(pipeline.steps_per_chunk(row.frames, **steps), FPS) as bar:
         film = VideoSettings(options.width, options.height, FPS)
         write_film(pipeline, {**request, "on_step": bar.on_step}, take, output, film, bar)
     seconds = time.monotonic() - begun

@@ -27,15 +27,19 @@ from ..variants import CHUNK_FRAMES, DEFAULT, RELEASED_SIZE, VARIANTS
 from ..video.segments import VideoSettings
 from . import bench, convert, download, drift
 from .embedded import embedded
-from .films import DTYPES, load_pipeline, write_film
+from .films import DTYPES, load_pipeline, sampling, write_film
 from .tiny import write_tiny
 
 LONGEST_SECONDS = MOST_CHUNKS * CHUNK_FRAMES  # at one frame a second
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; a HeliosError becomes one line on standard error and exit code 2."""
-    options = _parser().parse_args(arguments)
+    """Runs one command; see :func:`run_command`."""
+    return run_command(_parser().parse_args(arguments))
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """Calls ``options.run``; a HeliosError becomes one line on standard error and exit code 2."""
     try:
         options.run(options)
     except HeliosError as error:
@@ -84,7 +88,7 @@ def _render(options: argparse.Namespace, model: Path, store: ChunkStore, frames:
     shown = {name: getattr(options, name) for name in ("prompt", "negative_prompt", "seed", "width", "height")}
     take = Take(store, options.take or name_for(options.output.stem), shown, resume=not options.no_resume)
     pipeline = _pipeline(options, model)
-    with TerminalBar(pipeline.steps_per_chunk(frames, **_sampling(options)), options.fps) as bar:
+    with TerminalBar(pipeline.steps_per_chunk(frames, **sampling(options.steps)), options.fps) as bar:
         write_film(pipeline, {**_request(options, frames), "on_step": bar.on_step}, take, options.output, settings, bar)
 
 
@@ -109,7 +113,7 @@ def _request(options: argparse.Namespace, frames: int) -> dict[str, Any]:
         "width": options.width,
         "height": options.height,
         "num_frames": frames,
-        **_sampling(options),
+        **sampling(options.steps),
         "guidance_scale": options.guidance,
         "generator": torch.Generator("cpu").manual_seed(options.seed),
         "seed_changes": options.seed_changes,
@@ -141,13 +145,6 @@ def _store(options: argparse.Namespace) -> None:
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:.2f} GiB"
-
-
-def _sampling(options: argparse.Namespace) -> dict[str, Any]:
-    """--steps means one number for Base and one per stage for the others."""
-    if options.steps is None:
-        return {}
-    return {"num_inference_steps": options.steps[0], "pyramid_num_inference_steps_list": options.steps}
 
 
 def _tiny(options: argparse.Namespace) -> None:

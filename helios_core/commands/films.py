@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,11 @@ def load_pipeline(model: Path, device: str | None = None, dtype: str | None = No
     return HeliosPipeline.from_pretrained(
         model, DTYPES[dtype or ("float32" if device == "cpu" else "bfloat16")], device, **options
     )
+
+
+def sampling(steps: Sequence[int] | None) -> dict[str, Any]:
+    """The pipeline's keywords of ``--steps``, which means one number for Base and one per stage for the others."""
+    return {"num_inference_steps": steps[0], "pyramid_num_inference_steps_list": steps} if steps else {}
 
 
 def write_film(

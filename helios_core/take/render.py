@@ -107,7 +107,7 @@ def render_to_store(
             key = segment_key(chunk.key, vae, settings)
             observer.decoding(chunk)
             frames = None
-            if take.store.get_segment(key) is None:
+            if not take.resume or take.store.get_segment(key) is None:
                 frames = decode(chunk.latents)
                 take.store.put_segment(key, encode_segment(frames, settings))
             take.in_video(position, None, key)

@@ -16,7 +16,7 @@ from ...helios_core.samplers import ChunkSampler
 from ...helios_core.take.history import check_size
 from ...helios_core.take.prompts import PromptSchedule, parse_schedule
 from ...helios_core.take.reference import NoiseRange
-from ...helios_core.variants import LATENT_CHANNELS, LATENT_SCALE, PIXELS_PER_TOKEN
+from ...helios_core.variants import LATENT_CHANNELS, LATENT_SCALE, PIXELS_PER_TOKEN, RELEASED_SIZE
 from .model import check_fits, check_latent_shape
 from .model_files import TINY_NAMES, TINY_PREFIX, check_installed, check_prefix, resolve
 from .prompt_graph import Wired, node_in_validation
@@ -24,7 +24,7 @@ from .sampler import check_variant, foreign_sampler
 from .sampler_settings import base_settings, dmd_settings, pyramid_settings
 from .schedule import starts_of_rows
 from .takes import check_batch
-from .whole_models import RELEASED_SIZE, check_whole, model_of
+from .whole_models import check_whole, model_of
 
 CHUNK_NODES = {"HeliosSampleChunk", "HeliosChunkChain", "HeliosRenderVideo"}
 BEGINNINGS = {"HeliosEmptyHistory", "HeliosImageHistory", "HeliosVideoHistory"}
@@ -219,7 +219,7 @@ CHECKS: dict[str, Callable[[Wired], None]] = {
     **dict.fromkeys(CHUNK_NODES, _check_chunk),
     "HeliosRenderVideo": _check_render,
     **dict.fromkeys((APPLY, "HeliosModelLoader", "HeliosLoadModel"), _check_core_samplers),
-    "HeliosJoinVideos": _check_prefix,
+    **dict.fromkeys(("HeliosJoinVideos", "HeliosProcessVideo"), _check_prefix),
     "HeliosPromptSchedule": _check_schedule,
     "HeliosPromptScheduleText": _check_schedule_text,
 }

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import comfy.model_management
 import numpy as np
 import torch
+from comfy_api.latest import InputImpl
 from torch import Tensor
 
 from ...helios_core.errors import HeliosError
+
+
+def check_on_disk(video: Any) -> None:
+    """Refuses a VIDEO that is not read from a file."""
+    if not isinstance(video, InputImpl.VideoFromFile):
+        raise HeliosError("video is no file on disk; connect Render Video or Load Video, or save it first.")
 
 
 def pixels(images: Tensor) -> Iterator[np.ndarray]:

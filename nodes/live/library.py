@@ -113,7 +113,10 @@ class LiveLibrary:
             return [StoredParts(take, library.store) for take in library.takes()]
 
     def get(self, identifier: str) -> StoredParts | None:
-        return next((take for take in self.takes() if take.id == identifier), None)
+        with self._lock:
+            library = self.library()
+            take = library.get(identifier)
+            return None if take is None else StoredParts(take, library.store)
 
     def states(self) -> list[dict[str, Any]]:
         """The takes of this process and, before them, the last of earlier ones: what a page asks for as it opens."""

@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from helios_setup.comfyui import existing_tree
+from helios_setup.paths import PACK_NAME
 from helios_setup.server import ComfyServer
 from helios_setup.workflow import VARIANTS
 
@@ -32,6 +33,7 @@ def _load(name: str) -> ModuleType:
 harness = _load("server")
 _load("graphs")
 _load("one_chunk")
+strips = _load("strip")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -117,3 +119,15 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = Path(named) if named else tmp_path_factory.mktemp("screenshots")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@pytest.fixture(scope="module", params=["classic", "new-design"])
+def strip(request: pytest.FixtureRequest, comfy: ComfyServer, chromium: str, screenshots: Path) -> Iterator[Any]:
+    """The film strip in the frontend, in one of its two node designs."""
+    from helios_tools import frontend as browser  # needs the browser's driver
+
+    settings = {"Comfy.VueNodes.Enabled": request.param == "new-design"}
+    with browser.open_frontend(comfy.url, chromium, **settings) as opened:
+        opened.page.add_init_script(strips.COUNT % PACK_NAME)
+        opened.start()
+        yield strips.Strip(opened, request.param, screenshots)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from helios_comfy_graphs import TINY, film, node
@@ -17,8 +19,9 @@ HISTORY, LORA = "saved.safetensors", "change.safetensors"
 SIZE = (64, 64)
 # Within a node's limits these only say how long it works, which is no fault.
 _CAPS = {"width": 128, "height": 128, "batch_size": 2, "num_chunks": 2, "steps": 8, "blend": 50}
+_ABSOLUTE = str(Path(tempfile.gettempdir()) / "helios_outside" / "x")
 _PATHS = (
-    "../outside", "../../outside/x", "/tmp/helios_outside/x", "a/../../outside", "..\\outside", "~/x", ".", "..", "/",
+    "../outside", "../../outside/x", _ABSOLUTE, "a/../../outside", "..\\outside", "~/x", ".", "..", "/",
     "a/", "a//b", "x\0y", "\0", "a" * 300, "é" * 200, "a/" * 3000 + "b", "file.txt/x", "%date:yyyy%", "%width%/x",
     "helios_store/x", "con", " ", "\n", "\ud800", "../outside/x [output]", "x [input]", "x [temp]", "\u202e", "*", "?",
 )  # fmt: skip
