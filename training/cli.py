@@ -24,7 +24,7 @@ from .model import new_transformer
 from .parallel import Team
 from .parts import write_parts
 from .stage1 import Stage1
-from .stage2 import Stage2
+from .stage2 import STAGE_SHARES, Stage2
 from .stage3 import DistillTask, OdeTask
 from .trainer import STATE, Run, Settings, Task, averaged_weights, run_facts
 from .vae import VAETask
@@ -92,7 +92,7 @@ def stage2(options: argparse.Namespace) -> None:
     model = new_transformer()
     if options.start is not None:
         model.load_state_dict(open_transformer(options.start).state_dict())
-    task = Stage2(model, _clips(options), options.batch)
+    task = Stage2(model, _clips(options), options.batch, shares=options.shares)
     _train(
         options, task, "stage2", Settings(options.steps, options.rate, warmup=100, average=0.995, sample_seconds=900)
     )
@@ -199,6 +199,9 @@ def _parser() -> argparse.ArgumentParser:
     command(stage1, steps=2000, batch=8, rate=5e-4).add_argument("--fresh", action="store_true")
     starting = command(stage2, steps=4000, batch=8, rate=1.5e-3)
     starting.add_argument("--start", type=Path, help="a released folder whose weights to start from")
+    starting.add_argument(
+        "--shares", type=float, nargs=len(STAGE_SHARES), default=STAGE_SHARES, help="how often each stage is drawn"
+    )
     command(stage3, steps=1000, batch=6, rate=3e-4).add_argument("--part", choices=("ode", "dmd"), default="ode")
     exporting = command(export)
     exporting.add_argument("variants", nargs="+", choices=list(SOURCES))

@@ -44,16 +44,17 @@ class Stage2(Task):
         drops: Drops | None = None,
         scheduler: SchedulerConfig = PYRAMID,
         checkpointed: bool = False,
+        shares: Sequence[float] = STAGE_SHARES,
     ):
         super().__init__(model)
         self.model, self.clips, self.drops = model, clips, drops or Drops()
-        self.scheduler, self.checkpointed = scheduler, checkpointed
+        self.scheduler, self.checkpointed, self.shares = scheduler, checkpointed, shares
         self.size = batch
-        self.batch = round(batch * sum(s * f for s, f in zip(STAGE_SHARES, BATCH_FACTORS, strict=True)))
+        self.batch = round(batch * sum(s * f for s, f in zip(shares, BATCH_FACTORS, strict=True)))
         self.paths = paths(scheduler)
 
     def loss(self, step: int, random: StepRandom) -> tuple[Tensor, dict[str, float]]:
-        stage = drawn_stage(step, STAGE_SHARES)
+        stage = drawn_stage(step, self.shares)
         batch = self.clips.batch(random, self.size * BATCH_FACTORS[stage], self.drops)
         start, end = end_points(batch.clean, random.normal(batch.clean.shape), stage, self.scheduler)
         sigma = stage_sigmas(random.uniform((len(start),)), start, self.scheduler)
