@@ -57,7 +57,7 @@ class Director:
         self.begun, self.first, self.end = begun, first, end
         self._directions = list(directions)
         self._script = directed(begun, self._directions)
-        self._keep, self._look = keep, look
+        self.keep, self._look = keep, look
         for image, content in self._script.anchors.values():
             if look(image) != content:
                 raise HeliosError(
@@ -137,7 +137,7 @@ class Director:
             direction = replace(self._settled(wish), number=len(self._directions) + 1)
             directions = [*self._directions, direction]
             script = directed(self.begun, directions) if direction.do in (*SHAPING, "undo") else self._script
-            self._keep(direction, script)
+            self.keep(direction, script)
             self._directions, self._script = directions, script
             self._follow(direction)
             self._changed.notify_all()

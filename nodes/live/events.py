@@ -1,10 +1,10 @@
 """Running takes as pages see them: typed events over core's websocket, and the state that a reload asks for.
 
 Every message is an event ``helios.take`` to all connected pages, whose ``data`` is one of :class:`TakeStarted`,
-:class:`ChunkChanged` and :class:`TakeEnded` as JSON, told apart by ``kind``. All carry ``version`` (of this schema)
-and ``id`` (of the take). ``GET /helios/takes`` answers with the :class:`TakeState` of running and recent takes, into
-which later events fit: a page that joins late loses nothing. Takes of earlier processes come from the store with the
-same ids (``library.py``).
+:class:`ChunkChanged`, :class:`TakeEnded` and, of a directed take, ``TakeDirected`` as JSON, told apart by ``kind``. All
+carry ``version`` (of this schema) and ``id`` (of the take). ``GET /helios/takes`` answers with the :class:`TakeState`
+of running and recent takes, into which later events fit: a page that joins late loses nothing. Takes of earlier
+processes come from the store with the same ids (``library.py``).
 
 Nothing is sent while no page is connected.
 """
@@ -77,6 +77,7 @@ class TakeState:
         film: the finished file, as core's ``/view`` finds it.
         resumable: whether the store keeps the graph that was queued.
         store_only: no film is written: it is there to be looked at, like versions of a chunk.
+        live: it is directed while it is made (``directing.py``).
     """
 
     id: str
@@ -100,6 +101,7 @@ class TakeState:
     film: Mapping[str, str] | None = None
     resumable: bool = False
     store_only: bool = False
+    live: bool = False
 
 
 @dataclass(frozen=True)
@@ -288,7 +290,7 @@ class TakeFeed:
             self._state = replace(self._state, status=status, message=message, progress=self.progress.numbers())
         self._send(TakeEnded(self.id, status, message, self._state.progress, self._state.film))
 
-    def _send(self, event: TakeStarted | ChunkChanged | TakeEnded) -> None:
+    def _send(self, event: Any) -> None:
         if watched():
             PromptServer.instance.send_sync(EVENT, asdict(event))
 

@@ -84,6 +84,7 @@ class StoredParts:
             film=film_address(take.video) if take.status == "finished" else None,
             resumable=self.queued() is not None,
             store_only=settings.get("store_only") is True,
+            live=settings.get("live") is True,
         )
         return asdict(state)
 

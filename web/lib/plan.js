@@ -87,8 +87,8 @@ function readRows({ kind, widget }) {
 export function writeRows(node, rows) {
   const found = promptWidget(node)
   if (!found) return
-  const before = parseSchedule(String(found.widget.value ?? '')) ?? []
-  const blends = new Map(before.map(({ first, blend }) => [first, blend]))
+  const present = parseSchedule(String(found.widget.value ?? '')) ?? []
+  const blends = new Map(present.map(({ first, blend }) => [first, blend]))
   const text = formatSchedule(rows.map(([first, prompt]) => ({ first, blend: blends.get(first), prompt })))
   setWidget(found.widget, found.kind === 'prompt' ? (rows[0]?.[1] ?? '') : text)
 }
