@@ -15,6 +15,7 @@ from .join import HeliosJoinVideos
 from .live.direct_routes import register_direct_routes
 from .live.model_routes import register_model_routes
 from .live.routes import register_routes
+from .live.stream import register_stream_routes
 from .live_video import HeliosLiveVideo
 from .loaders import HeliosLoadModel, HeliosModelLoader, HeliosTextEncoderLoader, HeliosVAELoader
 from .lora import HeliosLoraLoader
@@ -28,6 +29,7 @@ from .steering import HeliosAnchorHistory, HeliosAntiDrift, HeliosColourAnchor
 
 class HeliosExtension(ComfyExtension):
     async def on_load(self) -> None:
+        register_stream_routes(PromptServer.instance)
         register_routes(PromptServer.instance)
         register_direct_routes(PromptServer.instance)
         register_model_routes(PromptServer.instance)

@@ -54,7 +54,8 @@ class GrowingVideo:
         Raises:
             OSError: the disk is full; the file keeps the chunks before.
         """
-        data, end = as_fragment(segment, self.chunks, self._ends[-1][1])
+        header, fragment, end = as_fragment(segment, self.chunks, self._ends[-1][1])
+        data = fragment if self.chunks else header + fragment
         self._file.seek(self._position)
         if self._file.read(len(data)) != data:
             self._write(data)

@@ -205,6 +205,10 @@ class TakeFeed:
     def fps(self) -> float:
         return self.progress.fps
 
+    @property
+    def first_chunk(self) -> int:
+        return self._state.first_chunk
+
     def remembered(self) -> dict[str, Any]:
         """What the take's manifest keeps for pages of later processes; see ``library.py``."""
         state, named = self._state, self._queued is not None
@@ -231,6 +235,11 @@ class TakeFeed:
     def segment_file(self, chunk: int) -> Path | None:
         """Where that video lies, while the store has it whole."""
         return None if self.segment(chunk) is None else self.store.segment_file(self._segments[chunk])
+
+    def segments(self) -> dict[int, str]:
+        """The keys of the chunks' encoded videos."""
+        with self._lock:
+            return dict(self._segments)
 
     def thumbnail(self, chunk: int) -> bytes | None:
         """The moving picture that was made for the chunk, where there is no segment."""
@@ -259,7 +268,8 @@ class TakeFeed:
         if thumbnail is not None:
             self._thumbnails[chunk] = thumbnail
         if segment is not None:
-            self._segments[chunk] = segment
+            with self._lock:
+                self._segments[chunk] = segment
         shown = thumbnail is not None or segment is not None
         self._change(ChunkState(chunk, "finished", reused=reused, thumbnail=shown, video=segment is not None))
 

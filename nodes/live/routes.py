@@ -148,6 +148,10 @@ def refused_take(request: web.Request) -> web.Response:
     identifier = request.match_info["take"]
     if IDENTIFIER.fullmatch(identifier):
         return web.Response(status=204, headers=GONE)
+    return refused_identifier(identifier)
+
+
+def refused_identifier(identifier: str) -> web.Response:
     return refused(f"{identifier!r:.60} is no take's id; ask for one that /helios/takes lists.")
 
 
