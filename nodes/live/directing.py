@@ -71,6 +71,8 @@ class LiveFeed(TakeFeed):
         with self._lock:
             for discarded in [chunk for chunk in self._chunks if chunk >= cursor]:
                 del self._chunks[discarded]
+            for discarded in [chunk for chunk in self._segments if chunk >= cursor]:
+                self.discarded.add((discarded, self._segments.pop(discarded)))
             self._state = replace(
                 self._state,
                 live=True,
@@ -78,6 +80,10 @@ class LiveFeed(TakeFeed):
                 seed_changes=script.seed_changes,
                 num_chunks=count,
             )
+
+    def finished(self, chunk: int, reused: bool, thumbnail: bytes | None = None, segment: str | None = None) -> None:
+        if self.director.wants(chunk):
+            super().finished(chunk, reused, thumbnail, segment)
 
     def _change(self, chunk: ChunkState) -> None:
         if self.director.wants(chunk.chunk):  # else it was discarded while it was made

@@ -161,7 +161,8 @@ class TakeFeed:
     ):
         context = get_executing_context()
         node = getattr(context, "node_id", None) or ""
-        self.progress, self.store = progress, store
+        self.progress, self.store, self.first_chunk = progress, store, history.chunk
+        self.discarded: set[tuple[int, str]] = set()  # segments of chunks that were made again
         self._chunks: dict[int, ChunkState] = {}
         self._thumbnails: dict[int, bytes] = {}
         self._segments: dict[int, str] = {}
@@ -204,10 +205,6 @@ class TakeFeed:
     @property
     def fps(self) -> float:
         return self.progress.fps
-
-    @property
-    def first_chunk(self) -> int:
-        return self._state.first_chunk
 
     def remembered(self) -> dict[str, Any]:
         """What the take's manifest keeps for pages of later processes; see ``library.py``."""

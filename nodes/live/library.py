@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from .thumbnails import latent_thumbnail
 
 class StoredParts:
     """A stored take, with what the routes ask of a running one."""
+
+    discarded: Set[tuple[int, str]] = frozenset()  # its manifest names the last versions alone
 
     def __init__(self, take: StoredTake, store: ChunkStore):
         self.take, self.store, self.id = take, store, take.id

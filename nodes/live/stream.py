@@ -77,8 +77,9 @@ def _part_of(identifier: str, number: int | None, key: str) -> tuple[bytes, str]
     """The header where ``number`` is None; and its media type."""
     take = _found(identifier)
     place = take.first_chunk + (number or 0)
-    is_named = take.store is not None and take.segments().get(place) == key
-    segment = take.store.get_segment(key) if is_named else None
+    # A player goes on for a moment with what it was told of chunks that were made again since.
+    is_named = take.segments().get(place) == key or (place, key) in take.discarded
+    segment = take.store.get_segment(key) if take.store is not None and is_named else None
     if segment is None:
         raise _MissingError(f"take {identifier} has no such part now; ask its stream.m3u8 for those it has.")
     return stream_header(segment) if number is None else (stream_part(segment, number, _seconds(take)), PART_TYPE)

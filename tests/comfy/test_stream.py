@@ -1,6 +1,7 @@
 """A take as a live stream over HTTP, played by FFmpeg while it grows and after it has ended."""
 
 import json
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -9,17 +10,17 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from helios_comfy_graphs import film
+from helios_comfy_graphs import film, node
 
 from helios_setup.server import OPENER, failure
 
 FRAMES, CHUNKS = 33, 5
 
 
-def get(comfy, path, **headers):
+def get(comfy, path, body=None, **headers):
     names = {name.replace("_", "-"): value for name, value in headers.items()}
     try:
-        with OPENER.open(urllib.request.Request(comfy.url + path, headers=names), timeout=30) as answer:
+        with OPENER.open(urllib.request.Request(comfy.url + path, body, names), timeout=30) as answer:
             return answer.status, answer.headers, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.headers, error.read()
@@ -101,6 +102,43 @@ def test_a_stopped_take_ends_and_another_seed_has_another_address(comfy, grown):
     assert len(list(played(f"{comfy.url}/helios/takes/{take}/stream.m3u8"))) == len(parts) * FRAMES
     before = listed(comfy, grown[0])[0]
     assert parts[0] == before[0] and not set(parts[1:]) & set(before)
+
+
+def direct(comfy, take, do, **fields):
+    body = json.dumps({"version": 1, "do": do, **fields}).encode()
+    status, _, answered = get(comfy, f"/helios/takes/{take}/direct", body, Content_Type="application/json")
+    assert status == 200, answered
+
+
+def listed_as(comfy, take, wanted):
+    """The addresses that a take lists once ``wanted`` holds of them."""
+    for _ in range(2400):
+        parts = listed(comfy, take)[0]
+        if wanted(parts):
+            return parts
+        time.sleep(0.05)
+    raise AssertionError(parts)
+
+
+def test_a_chunk_that_is_rolled_again_is_another_part(comfy):
+    graph = film("rolled stream", seed=303)
+    inputs = graph.pop("render")["inputs"] | {"clip": ["clip", 0], "text": "a boat", "max_chunks": 0}
+    del inputs["positive"], inputs["num_chunks"], graph["positive"]
+    prompt_id = comfy.queue(graph | {"live": node("HeliosLiveVideo", **inputs)})
+    take = first_finished(comfy, prompt_id)
+    before = listed_as(comfy, take, lambda parts: len(parts) > 2)
+    direct(comfy, take, "roll", chunk=1)
+    again = listed_as(comfy, take, lambda parts: len(parts) > 1 and parts[1] != before[1])
+    assert again[0] == before[0] and not set(again) & set(before[1:])
+    # A player may still be asking for what it was told.
+    assert get(comfy, f"/helios/takes/{take}/{before[1]}")[0] == 200
+    thumbnail = get(comfy, f"/helios/takes/{take}/1/thumbnail")[1]
+    assert "no-cache" in thumbnail["Cache-Control"], "the same address gets another picture"
+    direct(comfy, take, "stop")
+    assert failure(comfy.wait(prompt_id)) is None
+    address = take_of(comfy, take)["film"]
+    file = comfy.log_file.parent / "output" / address["subfolder"] / address["filename"]
+    equal(played(f"{comfy.url}/helios/takes/{take}/stream.m3u8"), file)
 
 
 def test_types_caches_and_ranges(comfy, grown):

@@ -64,7 +64,7 @@ export function planOf(node) {
   const found = promptWidget(node)
   const rows = found ? readRows(found) : []
   return {
-    num_chunks: number('num_chunks', 1),
+    num_chunks: number('num_chunks', number('max_chunks', 1)),
     film_fps: number('fps', RELEASED_FPS),
     rows: rows ?? [],
     seeds: parseSeedChanges(String(ownWidget(node, 'seed_changes')?.value ?? '')) ?? [],
