@@ -17,7 +17,9 @@ MODEL_INPUTS = {
     "HeliosTextEncoderLoader": "text_encoder",
     "HeliosVAELoader": "vae",
 }
-CHAIN_NODES = ("HeliosChunkChain", "HeliosRenderVideo")
+CHAIN_NODES = ("HeliosChunkChain", "HeliosRenderVideo", "HeliosLiveVideo")
+# How the length is called, in chunks.
+LENGTHS = ("num_chunks", "max_chunks")
 # How the prompt's connection is called from node to node, up to its text.
 PROMPT_INPUTS = ("positive", "rows.")
 
@@ -77,14 +79,16 @@ def fill_workflow(
     if prompt is not None:
         positive_text(filled)["inputs"]["text"] = prompt
     if seconds is not None:
-        for node in nodes_with(filled, "num_chunks", "--seconds"):
-            node["inputs"]["num_chunks"] = chunks_for(seconds)
+        for node in nodes_with(filled, LENGTHS, "--seconds"):
+            node["inputs"].update({name: chunks_for(seconds) for name in LENGTHS if name in node["inputs"]})
     return filled
 
 
 def positive_text(graph: dict) -> dict:
-    """The CLIPTextEncode node that the first chain's `positive` comes from."""
-    node = nodes_with(graph, "positive", "--prompt", (*CHAIN_NODES, "HeliosSampleChunk"))[0]
+    """The node with the first chain's prompt: itself, or the CLIPTextEncode that its `positive` comes from."""
+    node = nodes_with(graph, ("positive", "text"), "--prompt", (*CHAIN_NODES, "HeliosSampleChunk"))[0]
+    if "text" in node["inputs"]:
+        return node
     for _ in graph:
         inputs = node["inputs"]
         links = [value for name, value in inputs.items() if name.startswith(PROMPT_INPUTS) and is_link(value)]
@@ -96,11 +100,12 @@ def positive_text(graph: dict) -> dict:
     raise SetupError("The workflow's positive input comes from no CLIPTextEncode: --prompt has no place.")
 
 
-def nodes_with(graph: dict, name: str, option: str, kinds: tuple[str, ...] = CHAIN_NODES) -> list[dict]:
-    found = [node for node in graph.values() if node["class_type"] in kinds and name in node["inputs"]]
+def nodes_with(graph: dict, names: tuple[str, ...], option: str, kinds: tuple[str, ...] = CHAIN_NODES) -> list[dict]:
+    """The nodes of these kinds that have any of the inputs."""
+    found = [node for node in graph.values() if node["class_type"] in kinds and node["inputs"].keys() & {*names}]
     if not found:
         wanted = " or ".join(kinds)
-        raise SetupError(f"The workflow has no {wanted} with {name}: {option} has no place.")
+        raise SetupError(f"The workflow has no {wanted} with {' or '.join(names)}: {option} has no place.")
     return found
 
 

@@ -12,8 +12,11 @@ from .drift import HeliosDriftReport
 from .history import HeliosApplyHistory, HeliosEmptyHistory
 from .history_files import HeliosLoadHistory, HeliosSaveHistory
 from .join import HeliosJoinVideos
+from .live.direct_routes import register_direct_routes
 from .live.model_routes import register_model_routes
 from .live.routes import register_routes
+from .live.stream import register_stream_routes
+from .live_video import HeliosLiveVideo
 from .loaders import HeliosLoadModel, HeliosModelLoader, HeliosTextEncoderLoader, HeliosVAELoader
 from .lora import HeliosLoraLoader
 from .process import HeliosProcessVideo
@@ -26,7 +29,9 @@ from .steering import HeliosAnchorHistory, HeliosAntiDrift, HeliosColourAnchor
 
 class HeliosExtension(ComfyExtension):
     async def on_load(self) -> None:
+        register_stream_routes(PromptServer.instance)
         register_routes(PromptServer.instance)
+        register_direct_routes(PromptServer.instance)
         register_model_routes(PromptServer.instance)
         PromptServer.instance.add_on_prompt_handler(keep_prompt)
 
@@ -53,6 +58,7 @@ class HeliosExtension(ComfyExtension):
             HeliosChunkChain,
             HeliosDecode,
             HeliosRenderVideo,
+            HeliosLiveVideo,
             HeliosJoinVideos,
             HeliosDriftReport,
             HeliosAntiDrift,

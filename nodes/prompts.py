@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..helios_core.take.prompts import DEFAULT_BLEND, PromptSchedule, parse_schedule
+from ..helios_core.take.prompts import DEFAULT_BLEND, PromptSchedule, schedule_from_text
 from .adapters.graph_checks import check_node
 from .adapters.schedule import schedule_of, scheduled, starts_of_rows
 
@@ -74,9 +74,11 @@ class HeliosPromptSchedule(io.ComfyNode):
         cls, rows: dict[str, list], first_chunks: str, blend: int = DEFAULT_BLEND, before: list | None = None
     ) -> io.NodeOutput:
         prompts = [row for row in rows.values() if row is not None]
-        earlier = schedule_of(before).rows if before is not None else ()
         new = tuple(zip(starts_of_rows(first_chunks, len(prompts)), prompts, strict=True))
-        return io.NodeOutput(scheduled(PromptSchedule((*earlier, *new), blend)))
+        if before is None:
+            return io.NodeOutput(scheduled(PromptSchedule(new, blend)))
+        earlier = schedule_of(before)
+        return io.NodeOutput(scheduled(PromptSchedule((*earlier.rows, *new), blend, earlier.blends)))
 
 
 class HeliosPromptScheduleText(io.ComfyNode):
@@ -99,7 +101,7 @@ class HeliosPromptScheduleText(io.ComfyNode):
                     dynamic_prompts=True,
                     default="0: a calm sea at noon\n7: dark clouds gather over the sea\n14: a storm breaks out",
                     tooltip="One row a line, or rows separated by ' / ': the row's first chunk, a colon, the prompt. "
-                    "The first row begins at 0.",
+                    "The first row begins at 0. '7~2: ' gives the row at chunk 7 a blend of its own, 2 chunks.",
                 ),
                 _blend_input(),
             ],
@@ -113,8 +115,6 @@ class HeliosPromptScheduleText(io.ComfyNode):
     @classmethod
     def execute(cls, clip: Any, text: str, blend: int = DEFAULT_BLEND) -> io.NodeOutput:
         # Parsed and checked whole before the first row is encoded.
-        schedule = PromptSchedule(tuple(parse_schedule(text)), blend)
-        encoded = tuple(
-            (first, clip.encode_from_tokens_scheduled(clip.tokenize(prompt))) for first, prompt in schedule.rows
-        )
-        return io.NodeOutput(scheduled(PromptSchedule(encoded, blend)))
+        schedule = schedule_from_text(text, blend)
+        encoded = schedule.encoded(lambda prompt: clip.encode_from_tokens_scheduled(clip.tokenize(prompt)))
+        return io.NodeOutput(scheduled(encoded))

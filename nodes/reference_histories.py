@@ -13,7 +13,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..helios_core.errors import HeliosError, reason
-from ..helios_core.take.history import check_size
+from ..helios_core.take.history import History, check_size
 from ..helios_core.take.reference import NoiseRange, image_history, video_history
 from ..helios_core.variants import PIXELS_PER_TOKEN
 from .adapters.graph_checks import check_node
@@ -68,6 +68,12 @@ def fitted(images: Tensor, width: int, height: int) -> Tensor:
     check_size(width, height, PIXELS_PER_TOKEN)
     frames = comfy.utils.common_upscale(images[..., :3].movedim(-1, 1), width, height, "bilinear", "center")
     return frames.movedim(0, 1).unsqueeze(0) * 2 - 1
+
+
+def encoded_anchor(vae: Any, image: Tensor, history: History) -> Tensor:
+    """The first of IMAGE [F,H,W,C] as an anchor [1,16,1,h,w] for ``history``, normalised model space."""
+    mean, _ = Encoder(vae)(fitted(image[:1], history.width, history.height)[:, :, :1])
+    return normalise(mean)
 
 
 def noise_inputs() -> list[io.Input]:

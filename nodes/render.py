@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +227,7 @@ class HeliosRenderVideo(io.ComfyNode):
                 target.publish,
                 report,
                 audio,
-                file_metadata(cls.hidden),
+                partial(file_metadata, cls.hidden),
             )
             report.feed.published(path)
         saved = ui.SavedResult(path.name, target.subfolder, io.FolderType.output)

@@ -17,7 +17,7 @@ from ..helios_core.video.colour import anchored
 from .adapters.sockets import Least
 from .cutting import chunk_frames_input
 from .history import HistoryType
-from .reference_histories import Encoder, fitted, normalise
+from .reference_histories import encoded_anchor
 
 
 def strength_input(tooltip: str) -> io.Float.Input:
@@ -114,8 +114,7 @@ class HeliosAnchorHistory(io.ComfyNode):
             return io.NodeOutput(with_anchor(history, newest_frame(history), strength))
         if vae is None:
             raise HeliosError("vae is not connected, and image needs it; connect Helios VAE Loader.")
-        mean, _ = Encoder(vae)(fitted(image[:1], history.width, history.height)[:, :, :1])
-        return io.NodeOutput(with_anchor(history, normalise(mean), strength))
+        return io.NodeOutput(with_anchor(history, encoded_anchor(vae, image, history), strength))
 
 
 class HeliosColourAnchor(io.ComfyNode):

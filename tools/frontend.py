@@ -143,11 +143,14 @@ class Frontend:
 
 
 @contextlib.contextmanager
-def open_frontend(url: str, program: str, width: int = 1600, height: int = 900, **settings: Any) -> Iterator[Frontend]:
+def open_frontend(
+    url: str, program: str, width: int = 1600, height: int = 900, blobs: bool = False, **settings: Any
+) -> Iterator[Frontend]:
     """The frontend that the server at `url` ships, as a new user finds it.
 
     Args:
         program: the Chromium to start.
+        blobs: lets the page play media that it makes, which a server with ``--disable-api-nodes`` forbids.
         settings: values of frontend settings beside SETTINGS. None of them reaches the server.
     """
     from playwright.sync_api import sync_playwright
@@ -156,7 +159,7 @@ def open_frontend(url: str, program: str, width: int = 1600, height: int = 900, 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=list(FLAGS))
         try:
-            page = browser.new_page(viewport={"width": width, "height": height})
+            page = browser.new_page(viewport={"width": width, "height": height}, bypass_csp=blobs)
             page.route("**/api/settings", lambda route: route.fulfill(body=answer, content_type="application/json"))
             page.route("**/api/settings/*", lambda route: route.fulfill(body="", status=200))
             frontend = Frontend(page, url)

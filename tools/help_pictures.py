@@ -88,6 +88,21 @@ GRAPHS: dict[str, dict[str, dict[str, Any]]] = {
         "1": _node("HeliosLoadHistory", file="helios_history/take_00001_.safetensors [output]"),
         "2": _node("HeliosChunkChain", history=["1", 0], num_chunks=3),
     },
+    "HeliosLiveVideo": {
+        "1": _node("HeliosLoadModel", model="distilled"),
+        "2": _node("HeliosDMDSampler"),
+        "3": _node("HeliosEmptyHistory", width=640, height=384, batch_size=1),
+        "4": _node(
+            "HeliosLiveVideo",
+            model=["1", 0],
+            clip=["1", 1],
+            vae=["1", 2],
+            sampler=["2", 0],
+            history=["3", 0],
+            text="a calm sea at noon, a white boat",
+        ),
+        "5": _node("PreviewAny", source=["4", 2]),
+    },
     "HeliosJoinVideos": {
         "1": _node("HeliosVideoHistory"),
         "2": _node("HeliosDecode"),

@@ -33,7 +33,9 @@ COLUMNS = (
     ),
     Column(width=400, groups=(Group("Chunks", BLUE, ("HeliosSampleChunk", "HeliosChunkChain")),)),
     Column(width=400, groups=(Group("Frames", BLUE, ("LatentConcat", "HeliosDecode", "BatchImagesNode")),)),
-    Column(width=440, groups=(Group("Video", RED, ("HeliosRenderVideo", "CreateVideo", "SaveVideo")),)),
+    Column(
+        width=440, groups=(Group("Video", RED, ("HeliosRenderVideo", "HeliosLiveVideo", "CreateVideo", "SaveVideo")),)
+    ),
     Column(width=560, groups=(Group("Report", TEAL, ("HeliosDriftReport",)),)),
     Column(width=560, groups=(Group("In words", TEAL, ("PreviewAny",)),)),
 )
@@ -45,6 +47,7 @@ HEIGHTS = {
     "LoadVideo": 360.0,
     "HeliosChunkChain": 560.0,
     "HeliosRenderVideo": 760.0,
+    "HeliosLiveVideo": 960.0,
     "SaveVideo": 440.0,
     "HeliosDriftReport": 620.0,
     "PreviewAny": 320.0,
@@ -198,6 +201,31 @@ TEMPLATES = (
                 follows again.
                 """,
                 height=360,
+            ),
+        ),
+    ),
+    Template(
+        "helios_distilled_live",
+        "Helios Distilled - Live",
+        (
+            weights("Distilled"),
+            note(
+                "Direct it",
+                """
+                ## A film that you direct
+
+                Press Run. The film strip plays the film as it is made; below the player you say what happens next.
+
+                - **What happens next?** A sentence and Enter: it holds from the next chunk, or from the one you choose.
+                - **Undo** takes back what no chunk has used yet. **Pause** begins no other chunk for now.
+                - **Roll again** makes the chosen chunk and what follows anew, with another seed.
+                - **Stop** ends the film and writes its file. Run again: it goes on with all you have said.
+                - **max_chunks**: 44 here, a minute; 0 goes on until you stop it.
+                - **text**: what the film begins with. The small model knows balls, squares, triangles and rings: try \
+                "A blue ring bounces off the edges at night."
+                - **schedule** and **seed_changes** hold the film as you directed it, for Helios Render Video.
+                """,
+                height=430,
             ),
         ),
     ),

@@ -1,19 +1,21 @@
-// Film strip of Helios Chunk Chain and Helios Render Video: brings together the page's takes, the node's plan and the
+// Film strip of Helios Chunk Chain, Render Video and Live Video: brings together the page's takes, the node's plan and the
 // strip that draws both.
 
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
+import { addStyle } from './lib/dom.js'
 import { enlarge } from './lib/enlarged.js'
-import { deleteTake, exists, filmAddress, partAddress, queueGraph, resumeTake, takes } from './lib/page.js'
+import { deleteTake, queueGraph, stripHost, takes } from './lib/page.js'
 import { ownWidget, planOf, setWidget, writeRows } from './lib/plan.js'
 import { versionGraph, versionsOf } from './lib/rolls.js'
 import { randomSeed, withSeedChange } from './lib/seeds.js'
-import { FilmStrip } from './lib/strip.js'
-import { addStripStyle, STRIP_HEIGHT } from './lib/strip_style.js'
+import { FilmStrip, STRIP_HEIGHT } from './lib/strip.js'
 
 /** @typedef {import('./lib/takes.js').TakeState} TakeState */
+/** @typedef {import('./lib/versions.js').Version} Version */
 
-const NODES = ['HeliosChunkChain', 'HeliosRenderVideo']
+const LIVE = 'HeliosLiveVideo'
+const NODES = ['HeliosChunkChain', 'HeliosRenderVideo', LIVE]
 const MARGIN = 6
 const FIRST_WIDTH = 360
 
@@ -110,26 +112,28 @@ function replaceStale(node, element) {
   }
 }
 
+/** What a strip may change of a film whose workflow decides all of it. @param {ComfyNode} node */
+const changes = (node) => ({
+  writeRows: (/** @type {[number, string][]} */ rows) => writeRows(node, rows),
+  versions: (/** @type {TakeState} */ take, /** @type {number} */ chunk) => versionsOf(take, chunk, takes.all()),
+  roll,
+  pick: (/** @type {TakeState} */ take, /** @type {number} */ chunk, /** @type {Version} */ version) => {
+    const refusal = changeSeed(node, take, chunk, version.seed)
+    if (!refusal) void app.queuePrompt(0, 1)
+    return refusal || `Queued: the film goes on from this version of chunk ${chunk + 1}.`
+  },
+  clear: async (/** @type {TakeState[]} */ spares) => {
+    for (const take of spares) await deleteTake(take)
+  }
+})
+
 /** @param {ComfyNode} node */
 function addStrip(node) {
   const strip = new FilmStrip({
-    address: partAddress,
-    filmAddress,
-    exists,
-    resume: resumeTake,
+    ...stripHost,
     plan: () => planOf(node),
-    writeRows: (rows) => writeRows(node, rows),
     redo: (take, chunk) => redo(node, take, chunk),
-    versions: (take, chunk) => versionsOf(take, chunk, takes.all()),
-    roll,
-    pick: (take, chunk, version) => {
-      const refusal = changeSeed(node, take, chunk, version.seed)
-      if (!refusal) void app.queuePrompt(0, 1)
-      return refusal || `Queued: the film goes on from this version of chunk ${chunk + 1}.`
-    },
-    clear: async (spares) => {
-      for (const take of spares) await deleteTake(take)
-    },
+    ...(node.comfyClass === LIVE ? {} : changes(node)),
     enlarge
   })
   const widget = node.addDOMWidget('film_strip', 'helios_film_strip', strip.root, {
@@ -163,13 +167,14 @@ function addStrip(node) {
 app.registerExtension({
   name: 'Helios.FilmStrip',
   setup() {
-    addStripStyle()
+    addStyle('strip.css')
     takes.subscribe((kind, take, chunk) => {
       const strip = stripOf(take)
       if (take.store_only) strip?.versions.refresh()
       else if (kind === 'take') strip?.show(take)
       else if (strip?.take?.id !== take.id) return
       else if (kind === 'chunk' && chunk) strip.change(chunk)
+      else if (kind === 'directed') strip.show(take)
       else strip.end()
     })
     api.addEventListener('graphChanged', () => {

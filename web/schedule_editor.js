@@ -252,7 +252,7 @@ class ScheduleEditor {
     this.change(() => {
       const prompts = this.rows.map(({ prompt }) => prompt)
       prompts.splice(to, 0, ...prompts.splice(from, 1))
-      this.rows = this.rows.map(({ first }, i) => ({ first, prompt: prompts[i] }))
+      this.rows = this.rows.map((row, i) => ({ ...row, prompt: prompts[i] }))
     })
     if (focus) this.focus('.move', to)
   }

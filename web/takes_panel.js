@@ -2,10 +2,10 @@
 
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
+import { addStyle } from './lib/dom.js'
 import { enlarge } from './lib/enlarged.js'
-import { deleteTake, exists, filmAddress, GONE, partAddress, queuedGraph, resumeTake, takes } from './lib/page.js'
+import { deleteTake, GONE, partAddress, queuedGraph, resumeTake, stripHost, takes } from './lib/page.js'
 import { TakesPanel } from './lib/panel.js'
-import { addPanelStyle } from './lib/panel_style.js'
 import { FilmStrip } from './lib/strip.js'
 
 /** @typedef {import('./lib/takes.js').TakeState} TakeState */
@@ -28,7 +28,7 @@ async function open(summary) {
   if (response.status !== 200) return GONE
   /** @type {TakeState} */
   const take = (await response.json()).take
-  const strip = new FilmStrip({ address: partAddress, filmAddress, exists, resume: resumeTake, enlarge })
+  const strip = new FilmStrip({ ...stripHost, enlarge })
   const end = takes.subscribe((kind, other, chunk) => {
     if (other.id !== take.id) return
     if (kind === 'chunk' && chunk) strip.change(chunk)
@@ -58,7 +58,7 @@ let panel = null
 app.registerExtension({
   name: 'Helios.TakesPanel',
   setup() {
-    addPanelStyle()
+    addStyle('panel.css')
     takes.subscribe((kind) => {
       if (kind !== 'chunk' && panel?.root.isConnected) void panel.refresh()
     })

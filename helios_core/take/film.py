@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import HeliosError, shortened
 from ..samplers import ChunkSampler
 from ..variants import CHUNK_FRAMES
+from .anchor import with_anchor
 from .chunk import Chunk
 from .fingerprint import fingerprint
 from .history import History, check_size
@@ -41,6 +42,15 @@ class ChunkSource(Protocol):
 
 
 @dataclass(frozen=True)
+class Cue:
+    """What is settled of a chunk as it begins: its number, its seed, and another anchor from it on."""
+
+    chunk: int
+    seed: int | None
+    anchor: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Film:
     """``num_chunks`` chunks of ``source`` that follow ``start``."""
 
@@ -53,32 +63,49 @@ class Film:
     @property
     def first_key(self) -> str:
         """The first chunk's key."""
-        return self._key_after(start_key(self.start), self.start)
+        seed = seed_at(self.seed_changes, self.start.chunk, self.seed)
+        return self._key_after(start_key(self.start), self.start, seed)
+
+    def cues(self, _take: Take | None) -> Iterator[Cue]:
+        """The chunks in the order in which they are made, each told when it begins."""
+        first = self.start.chunk
+        for chunk in range(first, first + self.num_chunks):
+            yield Cue(chunk, seed_at(self.seed_changes, chunk, self.seed))
+
+    def wants(self, _chunk: int) -> bool:
+        """Whether a chunk that was made meanwhile is still part of the film."""
+        return True
 
     def chunks(self, take: Take | None = None) -> Iterator[Chunk]:
-        """Yields each chunk as soon as it is finished.
+        """Yields each chunk as soon as it is finished. One that is not behind the one before takes the place of all
+        from it on.
 
         ``take`` keeps finished chunks on disk, before they are yielded, and no chunk that is there is sampled.
         """
         history, key = self.start, "" if take is None else start_key(self.start)
-        for _ in range(self.num_chunks):
+        for cue in self.cues(take):
+            if cue.chunk != history.chunk and take is not None:
+                before = take.back_to(cue.chunk)
+                history, key = (self.start, start_key(self.start)) if before is None else (before.history, before.key)
+            if cue.anchor is not None:
+                # As a film that begins here: the same frames, under the same keys.
+                history = with_anchor(history, cue.anchor)
+                key = "" if take is None else start_key(history)
             if take is None:
-                chunk = self._sampled(history)
+                chunk = self._sampled(history, cue.seed)
             else:
-                previous, key = key, self._key_after(key, history)
-                chunk = take.chunk(key, previous, partial(self._sampled, history))
+                previous, key = key, self._key_after(key, history, cue.seed)
+                chunk = take.chunk(key, previous, partial(self._sampled, history, cue.seed))
             history = chunk.history
-            yield chunk
+            if self.wants(chunk.index):
+                yield chunk
 
-    def _sampled(self, history: History) -> Chunk:
-        latents, after = self.source.sample(history, self._seed_at(history))
+    def _sampled(self, history: History, seed: int | None) -> Chunk:
+        latents, after = self.source.sample(history, seed)
         return Chunk(history.chunk, latents, after)
 
-    def _key_after(self, previous: str, history: History) -> str:
-        return chunk_key(previous, seed=self._seed_at(history), **self.source.determined_by(history))
-
-    def _seed_at(self, history: History) -> int | None:
-        return seed_at(self.seed_changes, history.chunk, self.seed)
+    def _key_after(self, previous: str, history: History, seed: int | None) -> str:
+        return chunk_key(previous, seed=seed, **self.source.determined_by(history))
 
 
 def start_key(history: History) -> str:

@@ -90,6 +90,51 @@ class RenderProgress:
         return ", ".join([*parts, f"{self.film_seconds:.1f} s of film"])
 
 
+@dataclass
+class OpenProgress(RenderProgress):
+    """Of a film that may go back, and whose end may be open: counted anew from every chunk that begins.
+
+    ``steps_per_chunk`` lists all chunks that there can be; where the end is open, it is shown as far as the film is.
+    """
+
+    open_end: bool = False
+    rate: float | None = None
+    _all_steps: list[int] = field(init=False)
+    _stepped: bool = False
+
+    def __post_init__(self) -> None:
+        self._all_steps = self.steps_per_chunk
+        self.begin(0)
+
+    @property
+    def frames_per_second(self) -> float | None:
+        """Of the newest chunk that was made."""
+        return self.rate
+
+    @property
+    def seconds_left(self) -> float | None:
+        if self.rate is None or self.open_end:
+            return None
+        return (len(self.steps_per_chunk) - self.chunks_done) * CHUNK_FRAMES / self.rate
+
+    def begin(self, position: int) -> None:
+        """The film's chunk number ``position``, from 0, begins; there is none behind it."""
+        if self.open_end:
+            self.steps_per_chunk = self._all_steps[: position + 1]
+        self.chunks_done, self.steps_done = position, sum(self._all_steps[:position])
+        self.chunks_reused = self.steps_reused = 0
+        self.started, self._stepped = time.monotonic(), False
+
+    def step(self) -> None:
+        super().step()
+        self._stepped = True
+
+    def chunk(self) -> None:
+        super().chunk()
+        if self._stepped:
+            self.rate = CHUNK_FRAMES / max(time.monotonic() - self.started, 1e-6)
+
+
 class TerminalBar:
     """Shows :meth:`RenderProgress.text` on standard error."""
 

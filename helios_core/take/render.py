@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -43,7 +44,8 @@ def render_film(
     publish: Callable[[Path], Path],
     observer: FilmObserver,
     audio: Mapping[str, Any] | None = None,
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Callable[[], Mapping[str, Any]] = dict,
+    finish_always: bool = False,
 ) -> tuple[Path, History]:
     """Renders ``chunks``, which ``take`` keeps, into one MP4 in constant memory.
 
@@ -52,7 +54,8 @@ def render_film(
         vae: fingerprint of what decodes.
         decode: a chunk's latents -> uint8 frames [33,H,W,3] on the CPU.
         publish: given the finished file under a temporary name, renames it and returns its name.
-        audio, metadata: as for :meth:`TakeVideo.finish`.
+        audio, metadata: as for :meth:`TakeVideo.finish`, the latter asked for when all chunks are there.
+        finish_always: writes the finished file of what there is also where an error or an interrupt ended the film.
 
     Returns:
         The file, and the history after its last chunk.
@@ -60,25 +63,38 @@ def render_film(
     Raises:
         HeliosError: a disk is full, the encoder failed, or a chunk cannot be made; finished chunks are kept.
     """
-    begun: list[tuple[int, bool, str]] = []  # names alone: tensors would add up to the film's length
+    begun: dict[str, tuple[str, int, bool]] = {}  # names alone: tensors would add up to the film's length
 
-    def on_disk(position: int, video: Path) -> None:
-        take.in_video(position, video, begun[position][2])
-        observer.on_disk(*begun[position])
+    def on_disk(segment: str, video: Path) -> None:
+        key, index, reused = begun[segment]
+        take.in_video(key, video, segment)
+        observer.on_disk(index, reused, segment)
 
-    history: History | None = None
-    with take, TakeVideo(growing, settings, take.store, vae, take.resume, on_disk) as video:
-        for chunk in chunks:
-            begun.append((chunk.index, chunk.reused, segment_key(chunk.key, vae, settings)))
-            observer.decoding(chunk)
-            frames = video.add(chunk.key, partial(decode, chunk.latents))
-            observer.decoded(chunk, frames)
-            history = chunk.history
+    def finish() -> Path:
+        video.back_to(take.count)
         observer.writing()
-        path = video.finish(publish, audio, metadata)
+        return video.finish(publish, audio, metadata())
+
+    with take, TakeVideo(growing, settings, take.store, vae, take.resume, on_disk) as video:
+        first: int | None = None
+        try:
+            for chunk in chunks:
+                first = chunk.index if first is None else first
+                video.back_to(chunk.index - first)
+                begun[segment_key(chunk.key, vae, settings)] = (chunk.key, chunk.index, chunk.reused)
+                observer.decoding(chunk)
+                frames = video.add(chunk.key, partial(decode, chunk.latents))
+                observer.decoded(chunk, frames)
+        except BaseException:
+            if finish_always and video.count:
+                with contextlib.suppress(Exception):  # what ended the film is what is told
+                    take.end("interrupted", finish())
+            raise
+        history = take.history
+        if history is None:
+            raise HeliosError("a film needs at least one chunk.")
+        path = finish()
         take.end("finished", path)
-    if history is None:
-        raise HeliosError("a film needs at least one chunk.")
     return path, history
 
 
@@ -103,14 +119,14 @@ def render_to_store(
     """
     key, history = "", None
     with take:
-        for position, chunk in enumerate(chunks):
+        for chunk in chunks:
             key = segment_key(chunk.key, vae, settings)
             observer.decoding(chunk)
             frames = None
             if not take.resume or take.store.get_segment(key) is None:
                 frames = decode(chunk.latents)
                 take.store.put_segment(key, encode_segment(frames, settings))
-            take.in_video(position, None, key)
+            take.in_video(chunk.key, None, key)
             observer.decoded(chunk, frames)
             observer.on_disk(chunk.index, chunk.reused, key)
             history = chunk.history

@@ -37,6 +37,11 @@ def parse_seed_changes(text: str) -> SeedChanges:
     return tuple(sorted(found.items()))
 
 
+def seed_changes_text(changes: SeedChanges) -> str:
+    """What :func:`parse_seed_changes` reads as ``changes``."""
+    return ", ".join(f"{chunk}: {seed}" for chunk, seed in changes)
+
+
 def seed_at(changes: SeedChanges, chunk: int, seed: int | None) -> int | None:
     """The seed in force at ``chunk``: that of the last change up to it, ``seed`` before the first."""
     return next((changed for first, changed in reversed(changes) if first <= chunk), seed)

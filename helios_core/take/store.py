@@ -167,12 +167,12 @@ class ChunkStore:
     def takes(self) -> Path:
         return self.folder / "takes"
 
-    def write_manifest(self, name: str, manifest: dict[str, Any]) -> None:
-        """Writes ``takes/<name>.json``. Raises as :meth:`put_chunk`."""
+    def write_manifest(self, name: str, manifest: dict[str, Any], durable: bool = False) -> None:
+        """Writes ``takes/<name>.json``; ``durable`` also against power loss. Raises as :meth:`put_chunk`."""
         with self._reported():
-            self.takes.mkdir(parents=True, exist_ok=True)
+            make_folder(self.takes)
             text = json.dumps(manifest, indent=2, ensure_ascii=False)
-            write_atomically(self.takes / f"{name}.json", text.encode("utf-8", "surrogatepass"), durable=False)
+            write_atomically(self.takes / f"{name}.json", text.encode("utf-8", "surrogatepass"), durable)
 
     def manifests(self) -> list[dict[str, Any]]:
         """The manifests of all takes, by name."""

@@ -6,7 +6,7 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import HeliosError, shortened
 from .chunk import Chunk
+from .history import History
 from .memory import begin_film, end_film
 from .store import TAKE_FORMAT, ChunkStore
 
@@ -48,13 +49,24 @@ class Take:
         name: of the manifest, ``takes/<name>.json``.
         settings: shown in the manifest: prompts, seed, size, and what a front end keeps there.
         resume: False makes every chunk anew; the results are kept all the same.
+        directions: those that a directed film begins with; None for one that is not directed.
     """
 
-    def __init__(self, store: ChunkStore, name: str, settings: Mapping[str, Any], resume: bool = True):
+    def __init__(
+        self,
+        store: ChunkStore,
+        name: str,
+        settings: Mapping[str, Any],
+        resume: bool = True,
+        directions: Sequence[Mapping[str, Any]] | None = None,
+    ):
         self.store, self.name, self.resume = store, check_name(name), resume
+        self.history: History | None = None  # after the last chunk
         self._lock = threading.Lock()  # the video's thread reports here too
         self._chunks: list[dict[str, Any]] = []
-        self._manifest = {
+        self._first: int | None = None
+        self._directions = list(directions or ())
+        self._manifest: dict[str, Any] = {
             "format": TAKE_FORMAT,
             "version": VERSION,
             "take": name,
@@ -64,6 +76,8 @@ class Take:
             "video": None,
             "chunks": self._chunks,
         }
+        if directions is not None:
+            self._manifest["directions"] = self._directions
         store.prepare()
 
     def chunk(self, key: str, previous_key: str, make: Callable[[], Chunk]) -> Chunk:
@@ -71,24 +85,91 @@ class Take:
         chunk = self.store.get_chunk(key) if self.resume else None
         chunk = chunk or replace(make(), key=key)
         # Before it is kept, which evicts: making it may have taken longer than files are spared.
-        self.store.touch(entry["key"] for entry in self._chunks)
+        self.store.touch(self._keys())
         if not chunk.reused:
             self.store.put_chunk(key, previous_key, chunk)
         entry = {"chunk": chunk.index, "key": key, "file": self.store.chunk_file(key).name, "reused": chunk.reused}
         if chunk.departed:
             entry["anti_drift"] = True
         with self._lock:
-            self._chunks.append({**entry, "at": _now(), "in_video": False})
+            self._first = chunk.index if self._first is None else self._first
+            if chunk.index == self._first + len(self._chunks):  # else it was discarded while it was made
+                self._chunks.append({**entry, "at": _now(), "in_video": False})
             self._write()
+        self.history = chunk.history
         return chunk
 
-    def in_video(self, position: int, video: Path | None, segment: str = "") -> None:
-        """Notes that the take's chunk number ``position``, from 0, is in ``video``, its part stored as ``segment``.
+    def _keys(self) -> list[str]:
+        with self._lock:
+            return [entry["key"] for entry in self._chunks]
+
+    @property
+    def count(self) -> int:
+        """Chunks that the take consists of."""
+        return len(self._chunks)
+
+    def back_to(self, chunk: int) -> Chunk | None:
+        """Discards chunk number ``chunk`` of the video and those behind it; they stay in the store.
+
+        Returns the last one that is left, None where there is none.
+
+        Raises:
+            HeliosError: the store has lost it.
+        """
+        with self._lock:
+            if self._discard(chunk):
+                self._write()
+            last = self._chunks[-1] if self._chunks else None
+        found = None if last is None else self.store.get_chunk(last["key"])
+        if last is not None and found is None:
+            raise HeliosError(
+                f"chunk {last['chunk']} of take {self.name!r} is no longer in the store, so chunk {chunk} cannot "
+                "follow it; make the film again."
+            )
+        self.history = None if found is None else found.history
+        return found
+
+    def _discard(self, chunk: int) -> bool:
+        """Forgets ``chunk`` and those behind it; whether there were any."""
+        kept = [entry for entry in self._chunks if entry["chunk"] < chunk]
+        fewer = len(kept) < len(self._chunks)
+        self._chunks[:] = kept
+        return fewer
+
+    def direct(self, direction: Mapping[str, Any] | None, discarded: int | None = None, **settings: Any) -> None:
+        """Keeps a direction; on return it survives a power loss.
+
+        Args:
+            direction: None for one that is not to be kept.
+            discarded: the first chunk that is no longer part of the film.
+            settings: of the take, which have changed by it.
+
+        Raises:
+            HeliosError: the store cannot be written; nothing is kept.
+        """
+        with self._lock:
+            before, chunks, directions = dict(self._manifest), list(self._chunks), list(self._directions)
+            if direction is not None:
+                self._directions.append({**direction, "at": _now()})
+            self._manifest["settings"] = before["settings"] | settings
+            if discarded is not None:
+                self._discard(discarded)
+            try:
+                self._write(durable=True)
+            except BaseException:
+                self._manifest |= before
+                self._chunks[:], self._directions[:] = chunks, directions
+                raise
+
+    def in_video(self, key: str, video: Path | None, segment: str = "") -> None:
+        """Notes that the chunk of ``key`` is in ``video``, its part stored as ``segment``; it may be discarded by now.
 
         ``video`` None: the part is stored, and no film is written.
         """
         with self._lock:
-            self._chunks[position] |= {"in_video": video is not None, "segment": segment}
+            entry = next((entry for entry in reversed(self._chunks) if entry["key"] == key), None)
+            if entry is not None:
+                entry |= {"in_video": video is not None, "segment": segment}
             self._manifest["video"] = None if video is None else str(video)
             self._write()
 
@@ -113,9 +194,9 @@ class Take:
                 self._manifest["video"] = str(video)
             self._write()
 
-    def _write(self) -> None:
+    def _write(self, durable: bool = False) -> None:
         self._manifest["updated"] = _now()
-        self.store.write_manifest(self.name, self._manifest)
+        self.store.write_manifest(self.name, self._manifest, durable)
 
 
 def _now() -> str:

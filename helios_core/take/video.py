@@ -44,7 +44,7 @@ class TakeVideo:
         path: the growing file, ``<name>.partial.mp4``.
         vae: fingerprint of what decoded the frames; part of the segments' names in ``store``.
         resume: False encodes chunks anew that have a segment in the store.
-        on_chunk: called on the thread with the position of each chunk, from 0, that is now on disk, and the file.
+        on_chunk: called on the thread with the segment key of each chunk that is now on disk, and the file.
     """
 
     def __init__(
@@ -54,13 +54,14 @@ class TakeVideo:
         store: ChunkStore,
         vae: str = "",
         resume: bool = True,
-        on_chunk: Callable[[int, Path], None] | None = None,
+        on_chunk: Callable[[str, Path], None] | None = None,
     ):
         self.settings = settings
         self._store, self._vae, self._resume, self._on_chunk = store, vae, resume, on_chunk
         self._keys: list[str] = []
         self._error: BaseException | None = None
-        self._queue: queue.Queue[tuple[str, bytes | Tensor] | None] = queue.Queue(WAITING_CHUNKS)
+        self._queue: queue.Queue[tuple[str, bytes | Tensor] | int | None] = queue.Queue(WAITING_CHUNKS)
+        self.count = 0  # chunks in the video and on their way into it
         with self._reported(path):
             self._growing = GrowingVideo(path)
         self._thread = threading.Thread(target=self._run, name="helios-video", daemon=True)
@@ -82,18 +83,32 @@ class TakeVideo:
         key = segment_key(chunk_key, self._vae, self.settings)
         segment = self._store.get_segment(key) if self._resume else None
         frames = decode() if segment is None else None
-        item = (key, segment if frames is None else frames)
+        self._put((key, segment if frames is None else frames))  # type: ignore[arg-type]
+        self.count += 1
+        return frames
+
+    def back_to(self, count: int) -> None:
+        """Removes all but the first ``count`` chunks, where there are more. Raises as :meth:`add`."""
+        if count < self.count:
+            self._put(count)
+            self.count = count
+
+    def _put(self, item: tuple[str, bytes | Tensor] | int) -> None:
         while True:
             self._raise_error()
             with contextlib.suppress(queue.Full):
-                self._queue.put(item, timeout=0.1)  # type: ignore[arg-type]
-                return frames
+                self._queue.put(item, timeout=0.1)
+                return
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
             if self._error is None:
                 try:
-                    self._encode(*item)
+                    if isinstance(item, int):
+                        self._growing.back_to(item)
+                        del self._keys[item:]
+                    else:
+                        self._encode(*item)
                 except BaseException as error:
                     self._error = error
             item = None
@@ -109,7 +124,7 @@ class TakeVideo:
         self._keys.append(key)
         self._store.touch(self._keys)
         if self._on_chunk is not None:
-            self._on_chunk(self._growing.chunks - 1, self.partial)
+            self._on_chunk(key, self.partial)
 
     def _raise_error(self) -> None:
         if isinstance(self._error, HeliosError):

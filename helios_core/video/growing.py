@@ -38,8 +38,15 @@ class GrowingVideo:
 
     def __init__(self, path: Path):
         self._file, self._lock, self.path = _open_exclusively(path)
-        self._position, self._end = 0, Fraction(0)
-        self.chunks = 0
+        self._ends = [(0, Fraction(0))]  # of each number of chunks: the file's length, and the film's in seconds
+
+    @property
+    def chunks(self) -> int:
+        return len(self._ends) - 1
+
+    @property
+    def _position(self) -> int:
+        return self._ends[-1][0]
 
     def append(self, segment: bytes) -> None:
         """Adds one chunk.
@@ -47,12 +54,16 @@ class GrowingVideo:
         Raises:
             OSError: the disk is full; the file keeps the chunks before.
         """
-        data, end = as_fragment(segment, self.chunks, self._end)
+        header, fragment, end = as_fragment(segment, self.chunks, self._ends[-1][1])
+        data = fragment if self.chunks else header + fragment
         self._file.seek(self._position)
         if self._file.read(len(data)) != data:
             self._write(data)
-        self._position, self._end = self._position + len(data), end
-        self.chunks += 1
+        self._ends.append((self._position + len(data), end))
+
+    def back_to(self, chunks: int) -> None:
+        """Goes on behind the first ``chunks``: those that follow take the place of what was there."""
+        del self._ends[chunks + 1 :]
 
     def _write(self, data: bytes) -> None:
         self._file.truncate(self._position)

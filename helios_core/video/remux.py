@@ -24,19 +24,22 @@ _FRAGMENT = {
 }
 
 
-def as_fragment(segment: bytes, number: int, begin: Fraction) -> tuple[bytes, Fraction]:
-    """A segment as fragment ``number``, from 0, of a fragmented MP4, and the time in seconds at which it ends.
+def as_fragment(segment: bytes, number: int, begin: Fraction) -> tuple[bytes, bytes, Fraction]:
+    """A segment as fragment ``number``, from 0, of a fragmented MP4.
 
-    The fragments of a film are its file: each begins where the one before ended, and number 0 carries the header.
+    The header of the first and then the fragments of a film are its file: each begins where the one before ended.
+
+    Returns:
+        The header, as good for every other segment of the film; the fragment; and the second at which it ends.
     """
     file = io.BytesIO()
     options = {**_FRAGMENT, "fragment_index": str(number + 1)}
     with av.open(io.BytesIO(segment)) as source, av.open(file, "w", format="mp4", options=options) as container:
         copy = add_copy(container, source)
         container.start_encoding()
-        header = file.tell()
+        length = file.tell()
         *_, end = copied(source, copy, container, begin)
-    return file.getvalue()[header if number else 0 :], end
+    return file.getvalue()[:length], file.getvalue()[length:], end
 
 
 def finish_video(

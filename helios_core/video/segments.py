@@ -39,6 +39,11 @@ CODECS = tuple(_ENCODERS)
 _CONVERSION = 0x4 | 0x40000 | 0x2000
 
 
+def exact_rate(fps: float | Fraction) -> Fraction:
+    """The frame rate that is meant: 23.976 is 24000/1001."""
+    return Fraction(fps).limit_denominator(1001)
+
+
 @dataclass(frozen=True)
 class VideoSettings:
     """Even width and height in pixels, frames per second, one of CODECS and crf.
@@ -75,7 +80,7 @@ class VideoSettings:
 
     @property
     def rate(self) -> Fraction:
-        return Fraction(self.fps).limit_denominator(1001)
+        return exact_rate(self.fps)
 
 
 def encode_segment(frames: Tensor, settings: VideoSettings) -> bytes:

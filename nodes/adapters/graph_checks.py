@@ -26,7 +26,8 @@ from .schedule import starts_of_rows
 from .takes import check_batch
 from .whole_models import check_whole, model_of
 
-CHUNK_NODES = {"HeliosSampleChunk", "HeliosChunkChain", "HeliosRenderVideo"}
+FILM_NODES = {"HeliosRenderVideo", "HeliosLiveVideo"}
+CHUNK_NODES = {"HeliosSampleChunk", "HeliosChunkChain", *FILM_NODES}
 BEGINNINGS = {"HeliosEmptyHistory", "HeliosImageHistory", "HeliosVideoHistory"}
 APPLY = "HeliosApplyHistory"
 # Core's sampler nodes, none of which makes a chunk.
@@ -115,7 +116,7 @@ def _check_chunk(node: Wired) -> None:
     begun = _history(node)
     if begun is None:
         return
-    if node.kind == "HeliosRenderVideo" and begun.batch is not None:
+    if node.kind in FILM_NODES and begun.batch is not None:
         check_batch(begun.batch)
     # A size that nothing divides is told at its own node.
     known = begun.width is not None and begun.height is not None
@@ -171,6 +172,11 @@ def _check_render(node: Wired) -> None:
     _check_chunk(node)
 
 
+def _check_live(node: Wired) -> None:
+    _check_schedule_text(node)
+    _check_render(node)
+
+
 def _check_core_samplers(node: Wired) -> None:
     """Latents that core's samplers are given beside a history or a model of this pack."""
     begun = _history(node) if node.kind == APPLY else None
@@ -218,6 +224,7 @@ CHECKS: dict[str, Callable[[Wired], None]] = {
     **dict.fromkeys(BEGINNINGS, _check_beginning),
     **dict.fromkeys(CHUNK_NODES, _check_chunk),
     "HeliosRenderVideo": _check_render,
+    "HeliosLiveVideo": _check_live,
     **dict.fromkeys((APPLY, "HeliosModelLoader", "HeliosLoadModel"), _check_core_samplers),
     **dict.fromkeys(("HeliosJoinVideos", "HeliosProcessVideo"), _check_prefix),
     "HeliosPromptSchedule": _check_schedule,

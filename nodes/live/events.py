@@ -1,10 +1,10 @@
 """Running takes as pages see them: typed events over core's websocket, and the state that a reload asks for.
 
 Every message is an event ``helios.take`` to all connected pages, whose ``data`` is one of :class:`TakeStarted`,
-:class:`ChunkChanged` and :class:`TakeEnded` as JSON, told apart by ``kind``. All carry ``version`` (of this schema)
-and ``id`` (of the take). ``GET /helios/takes`` answers with the :class:`TakeState` of running and recent takes, into
-which later events fit: a page that joins late loses nothing. Takes of earlier processes come from the store with the
-same ids (``library.py``).
+:class:`ChunkChanged`, :class:`TakeEnded` and, of a directed take, ``TakeDirected`` as JSON, told apart by ``kind``. All
+carry ``version`` (of this schema) and ``id`` (of the take). ``GET /helios/takes`` answers with the :class:`TakeState`
+of running and recent takes, into which later events fit: a page that joins late loses nothing. Takes of earlier
+processes come from the store with the same ids (``library.py``).
 
 Nothing is sent while no page is connected.
 """
@@ -77,6 +77,7 @@ class TakeState:
         film: the finished file, as core's ``/view`` finds it.
         resumable: whether the store keeps the graph that was queued.
         store_only: no film is written: it is there to be looked at, like versions of a chunk.
+        live: it is directed while it is made (``directing.py``).
     """
 
     id: str
@@ -100,6 +101,7 @@ class TakeState:
     film: Mapping[str, str] | None = None
     resumable: bool = False
     store_only: bool = False
+    live: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,8 @@ class TakeFeed:
     ):
         context = get_executing_context()
         node = getattr(context, "node_id", None) or ""
-        self.progress, self.store = progress, store
+        self.progress, self.store, self.first_chunk = progress, store, history.chunk
+        self.discarded: set[tuple[int, str]] = set()  # segments of chunks that were made again
         self._chunks: dict[int, ChunkState] = {}
         self._thumbnails: dict[int, bytes] = {}
         self._segments: dict[int, str] = {}
@@ -230,6 +233,11 @@ class TakeFeed:
         """Where that video lies, while the store has it whole."""
         return None if self.segment(chunk) is None else self.store.segment_file(self._segments[chunk])
 
+    def segments(self) -> dict[int, str]:
+        """The keys of the chunks' encoded videos."""
+        with self._lock:
+            return dict(self._segments)
+
     def thumbnail(self, chunk: int) -> bytes | None:
         """The moving picture that was made for the chunk, where there is no segment."""
         return self._thumbnails.get(chunk)
@@ -257,7 +265,8 @@ class TakeFeed:
         if thumbnail is not None:
             self._thumbnails[chunk] = thumbnail
         if segment is not None:
-            self._segments[chunk] = segment
+            with self._lock:
+                self._segments[chunk] = segment
         shown = thumbnail is not None or segment is not None
         self._change(ChunkState(chunk, "finished", reused=reused, thumbnail=shown, video=segment is not None))
 
@@ -288,7 +297,7 @@ class TakeFeed:
             self._state = replace(self._state, status=status, message=message, progress=self.progress.numbers())
         self._send(TakeEnded(self.id, status, message, self._state.progress, self._state.film))
 
-    def _send(self, event: TakeStarted | ChunkChanged | TakeEnded) -> None:
+    def _send(self, event: Any) -> None:
         if watched():
             PromptServer.instance.send_sync(EVENT, asdict(event))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,17 @@ from .thumbnails import latent_thumbnail
 class StoredParts:
     """A stored take, with what the routes ask of a running one."""
 
+    discarded: Set[tuple[int, str]] = frozenset()  # its manifest names the last versions alone
+
     def __init__(self, take: StoredTake, store: ChunkStore):
         self.take, self.store, self.id = take, store, take.id
         self.fps = _number(take.settings.get("fps"), FPS)
+        first = min((chunk.index for chunk in take.chunks), default=0)
+        self.first_chunk = _whole(take.settings.get("first_chunk"), first)
+
+    @property
+    def running(self) -> bool:
+        return self.take.status == "running"
 
     def _chunk(self, index: int) -> StoredChunk | None:
         return next((chunk for chunk in self.take.chunks if chunk.index == index), None)
@@ -36,6 +44,10 @@ class StoredParts:
     def segment_file(self, chunk: int) -> Path | None:
         found = self._chunk(chunk)
         return None if found is None or self.segment(chunk) is None else self.store.segment_file(found.segment)
+
+    def segments(self) -> dict[int, str]:
+        """The keys of the chunks' encoded videos."""
+        return {chunk.index: chunk.segment for chunk in self.take.chunks if chunk.segment}
 
     def thumbnail(self, chunk: int) -> bytes | None:
         """Made from the latents where the chunk was never decoded."""
@@ -68,7 +80,7 @@ class StoredParts:
             prompt_id="",
             workflow=_text(settings.get("workflow_id")) or None,
             name=take.name,
-            first_chunk=_whole(settings.get("first_chunk"), done[0][0] if done else 0),
+            first_chunk=self.first_chunk,
             num_chunks=count,
             chunk_frames=CHUNK_FRAMES,
             film_fps=self.fps,
@@ -84,6 +96,7 @@ class StoredParts:
             film=film_address(take.video) if take.status == "finished" else None,
             resumable=self.queued() is not None,
             store_only=settings.get("store_only") is True,
+            live=settings.get("live") is True,
         )
         return asdict(state)
 

@@ -22,8 +22,8 @@ from .thumbnails import latent_thumbnail
 class FilmReport:
     """Counts the steps of ``source`` and shows them; a node that pages watch sets ``feed`` before the first chunk."""
 
-    def __init__(self, source: NodeChunks, start: History, fps: float = FPS):
-        self.progress = RenderProgress(source.steps, fps)
+    def __init__(self, source: NodeChunks, start: History, fps: float = FPS, progress: RenderProgress | None = None):
+        self.progress = RenderProgress(source.steps, fps) if progress is None else progress
         self.bar = ProgressBar(self.progress.total_steps)
         self.feed: TakeFeed | None = None
         self._first, self._latent_height = start.chunk, start.latents.shape[-2]
@@ -38,7 +38,7 @@ class FilmReport:
         if self._previewer is not None:
             preview = self._previewer.decode_latent_to_preview_image("JPEG", x0)
         self.progress.step()
-        self.bar.update_absolute(self.progress.position, None, preview)
+        self.bar.update_absolute(self.progress.position, self.progress.total_steps, preview)
         stage = self._finest - round(math.log2(self._latent_height / x0.shape[-2]))
         if self.feed is not None:
             self.feed.sampling(self._first + self.progress.chunks_done, stage, step + 1, total)
@@ -78,7 +78,7 @@ class RenderReport(FilmReport):
         preview = None
         if frames is not None:
             preview = ("JPEG", Image.fromarray(frames[-1].numpy()), MAX_PREVIEW_RESOLUTION)
-        self.bar.update_absolute(self.progress.position, None, preview)
+        self.bar.update_absolute(self.progress.position, self.progress.total_steps, preview)
 
     def on_disk(self, index: int, reused: bool, segment: str) -> None:
         self.feed.finished(index, reused, segment=segment)

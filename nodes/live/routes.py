@@ -28,6 +28,7 @@ from aiohttp import web
 
 from ...helios_core.errors import HeliosError
 from ...helios_core.take.store import write_atomically
+from .directing import LiveFeed
 from .events import VERSION, TakeFeed, feeds
 from .library import StoredParts, library
 from .thumbnails import segment_thumbnail
@@ -36,8 +37,9 @@ IDENTIFIER = re.compile(r"[0-9a-f]{32}")
 NO_BYTES = re.compile(r"(?i:bytes)=-0+")
 CHUNK = re.compile(r"[0-9]{1,9}")
 TYPES = {"thumbnail": "image/webp", "video": "video/mp4"}
-# A finished chunk of a take never changes.
+# A finished chunk of a take never changes, but for one that may be made again.
 FOREVER = {"Cache-Control": "private, max-age=86400, immutable"}
+CHECKED = {"Cache-Control": "private, no-cache"}
 GONE = {"Cache-Control": "no-store"}
 KEPT_THUMBNAILS = 1024
 
@@ -101,10 +103,12 @@ class TakeRoutes:
         # The last no bytes, which aiohttp takes for all of them.
         if NO_BYTES.fullmatch(request.headers.get("Range", "")):
             return web.Response(status=416, headers={"Content-Range": f"bytes */{file.stat().st_size}"})
-        return web.FileResponse(file, headers={**FOREVER, "Content-Type": TYPES[part]})
+        caching = CHECKED if isinstance(feed, LiveFeed) else FOREVER
+        return web.FileResponse(file, headers={**caching, "Content-Type": TYPES[part]})
 
     async def _thumbnail(self, feed: TakeParts, chunk: int) -> Path | None:
-        file = Path(folder_paths.get_temp_directory()) / f"helios-{feed.id}-{chunk}.webp"
+        name = f"helios-{feed.id}-{chunk}-{feed.segments().get(chunk, '')[:16]}.webp"
+        file = Path(folder_paths.get_temp_directory()) / name
         if not file.exists():
             async with self._at_work:
                 await asyncio.to_thread(self._make_thumbnail, feed, chunk, file)
@@ -148,6 +152,10 @@ def refused_take(request: web.Request) -> web.Response:
     identifier = request.match_info["take"]
     if IDENTIFIER.fullmatch(identifier):
         return web.Response(status=204, headers=GONE)
+    return refused_identifier(identifier)
+
+
+def refused_identifier(identifier: str) -> web.Response:
     return refused(f"{identifier!r:.60} is no take's id; ask for one that /helios/takes lists.")
 
 

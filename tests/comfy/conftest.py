@@ -123,11 +123,12 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["classic", "new-design"])
 def strip(request: pytest.FixtureRequest, comfy: ComfyServer, chromium: str, screenshots: Path) -> Iterator[Any]:
-    """The film strip in the frontend, in one of its two node designs."""
+    """The film strip in the frontend, in one of its two node designs; a module's ``BLOBS`` as for `open_frontend`."""
     from helios_tools import frontend as browser  # needs the browser's driver
 
     settings = {"Comfy.VueNodes.Enabled": request.param == "new-design"}
-    with browser.open_frontend(comfy.url, chromium, **settings) as opened:
+    blobs = getattr(request.module, "BLOBS", False)
+    with browser.open_frontend(comfy.url, chromium, blobs=blobs, **settings) as opened:
         opened.page.add_init_script(strips.COUNT % PACK_NAME)
         opened.start()
         yield strips.Strip(opened, request.param, screenshots)

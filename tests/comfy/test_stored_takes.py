@@ -75,6 +75,9 @@ def test_killed_take_is_read_back_and_goes_on(new_comfy, chromium, screenshots):
     assert found["rows"][0][1].startswith("A small red sailing boat")
     assert ask(server, f"/helios/takes/{take}/1/thumbnail")[1].startswith(b"RIFF")
     assert b"ftyp" in ask(server, f"/helios/takes/{take}/0/video")[1][:16]
+    playlist = ask(server, f"/helios/takes/{take}/stream.m3u8")[1].decode()
+    encoded = sum(chunk["video"] for chunk in found["chunks"])  # the last one may not have been yet
+    assert (playlist.count(".m4s"), playlist.endswith("#EXT-X-ENDLIST\n")) == (encoded, True)
     (listed,) = server.get("/helios/library")["takes"]
     assert (listed["finished"], listed["cover"], "chunks" in listed) == (len(done), 0, False)
     assert 0 < listed["bytes"] <= sum(file.stat().st_size for file in store.iterdir() if file.is_file())

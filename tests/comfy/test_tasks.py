@@ -14,13 +14,13 @@ from helios_setup.errors import PromptRejectedError
 from helios_setup.examples import CLIP, FRAMES, IMAGE
 from helios_setup.paths import API_WORKFLOWS
 from helios_setup.server import failure, output_files
-from helios_setup.workflow import fill_workflow, workflow_variant
+from helios_setup.workflow import LENGTHS, fill_workflow, workflow_variant
 
 SIZE = (128, 64)
 SEED = 5
 REAL_MEDIA = Path(__file__).resolve().parents[3] / "shared" / "media"
 WORKFLOWS = sorted(path.stem for path in API_WORKFLOWS.glob("*.json"))
-CHUNK_NODES = ("HeliosSampleChunk", "HeliosChunkChain", "HeliosRenderVideo")
+CHUNK_NODES = ("HeliosSampleChunk", "HeliosChunkChain", "HeliosRenderVideo", "HeliosLiveVideo")
 
 
 def base(comfy) -> Path:
@@ -39,8 +39,8 @@ def quick(name, **changes) -> dict:
             inputs["seed"] = SEED
         if "first_chunks" in inputs:
             inputs["first_chunks"] = "0, 1, 2"
-        if "num_chunks" in inputs:
-            inputs["num_chunks"] = changes.get("num_chunks", min(2, inputs["num_chunks"]))
+        for length in inputs.keys() & {*LENGTHS}:
+            inputs[length] = changes.get(length, min(2, inputs[length]))
     return graph
 
 
@@ -48,7 +48,8 @@ def quick(name, **changes) -> dict:
 def test_shipped_workflow_runs(comfy, name):
     graph = quick(name)
     (video,) = output_files(comfy.run(graph), base(comfy) / "output")
-    chunks = sum(n["inputs"].get("num_chunks", 1) for n in graph.values() if n["class_type"] in CHUNK_NODES)
+    lengths = [n["inputs"] for n in graph.values() if n["class_type"] in CHUNK_NODES]
+    chunks = sum(inputs.get("num_chunks", inputs.get("max_chunks", 1)) for inputs in lengths)
     before = FRAMES if name.endswith("v2v") else 0
     with av.open(str(video)) as container:
         stream = container.streams.video[0]

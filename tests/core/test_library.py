@@ -1,6 +1,7 @@
 """Takes read back from their manifests: after a kill, with sizes, and deleted without what others share."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -19,19 +20,19 @@ def store(tmp_path) -> ChunkStore:
     return ChunkStore(tmp_path / "store")
 
 
-def chunk() -> Chunk:
+def chunk(index: int) -> Chunk:
     history = History.empty(64, 64)
     latents = torch.zeros(history.chunk_shape)
-    return Chunk(0, latents, history.after(latents, torch.Generator(), 0))
+    return Chunk(index, latents, history.after(latents, torch.Generator(), 0))
 
 
 def rendered(store: ChunkStore, name: str, *keys: str, **settings) -> Take:
     """A take whose process was killed after its last chunk."""
     take = Take(store, name, settings)
     for position, key in enumerate(keys):
-        take.chunk(key, "", chunk)
+        take.chunk(key, "", partial(chunk, position))
         store.put_segment(key * 2, b"film")
-        take.in_video(position, store.folder / "film.partial.mp4", key * 2)
+        take.in_video(key, store.folder / "film.partial.mp4", key * 2)
     return take
 
 

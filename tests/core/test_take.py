@@ -26,7 +26,7 @@ def chunk() -> Chunk:
 def test_manifest_tells_people(store):
     take = Take(store, "my take", {"prompt": "ein Boot – мир", "seed": 3})
     take.chunk("a", "0" * 40, chunk)
-    take.in_video(0, store.folder / "film.mp4")
+    take.in_video("a", store.folder / "film.mp4")
     take.end("finished")
     text = (store.takes / "my take.json").read_text(encoding="utf-8")
     manifest = json.loads(text)

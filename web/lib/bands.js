@@ -27,7 +27,7 @@ export class Bands {
 
   /** @param {TimelineModel} model @param {number} width of a chunk */
   show(model, width) {
-    const key = JSON.stringify([model.first, model.count, model.rows, model.editable, width])
+    const key = JSON.stringify([model.first, model.count, model.rows, model.waiting, model.editable, width])
     // A border that is being dragged and a text that is being written stay.
     if (key === this._shown || this.root.querySelector('textarea, [data-dragged]')) return
     this._shown = key
@@ -56,6 +56,7 @@ export class Bands {
     band.style.width = `${(to - from) * this._width}px`
     band.style.setProperty('--helios-hue', String((205 + row * HUE_STEP) % 360))
     band.dataset.row = String(row)
+    band.toggleAttribute('data-waiting', Boolean(model.waiting?.includes(model.rows[row][0])))
     band.title = model.editable ? `${text}\n\nDouble-click to edit.` : text
     band.ondblclick = () => this.edit(row)
     band.onkeydown = (event) => {

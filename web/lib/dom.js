@@ -47,11 +47,9 @@ export function fileSize(bytes) {
   return `${(bytes / 1024 ** power).toFixed(power ? 1 : 0)} ${units[power]}`
 }
 
-/** Adds a style sheet to the page, once. @param {string} id @param {string} css */
-export function addStyle(id, css) {
-  if (document.getElementById(id)) return
-  const style = document.createElement('style')
-  style.id = id
-  style.textContent = css
-  document.head.append(style)
+/** Adds a style sheet to the page, once. @param {string} name of a file beside this one */
+export function addStyle(name) {
+  const href = new URL(name, import.meta.url).href
+  if (document.querySelector(`link[href="${href}"]`)) return
+  document.head.append(Object.assign(document.createElement('link'), { rel: 'stylesheet', href }))
 }

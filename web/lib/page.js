@@ -18,14 +18,22 @@ export const takes = new Takes(async () => {
   }
 })
 
-/** @param {{ id: string }} take @param {number} chunk @param {'thumbnail' | 'video'} part */
-export const partAddress = (take, chunk, part) => api.apiURL(`/helios/takes/${take.id}/${chunk}/${part}`)
+/** The page's language. */
+export const locale = () => String(app.extensionManager?.setting?.get('Comfy.Locale') ?? 'en')
+
+/** @param {{ id: string, rolls?: number }} take @param {number} chunk @param {'thumbnail' | 'video'} part */
+export const partAddress = (take, chunk, part) =>
+  // A chunk that was made again has another picture.
+  api.apiURL(`/helios/takes/${take.id}/${chunk}/${part}${take.rolls ? `?${take.rolls}` : ''}`)
 
 /** @param {TakeState} take */
-export const filmAddress = (take) => api.apiURL(`/view?${new URLSearchParams({ ...take.film })}`)
+const filmAddress = (take) => api.apiURL(`/view?${new URLSearchParams({ ...take.film })}`)
+
+/** @param {{ id: string }} take */
+const streamAddress = (take) => api.apiURL(`/helios/takes/${take.id}/stream.m3u8`)
 
 /** @param {string} address @returns {Promise<boolean>} */
-export async function exists(address) {
+async function exists(address) {
   try {
     return (await fetch(address, { method: 'HEAD' })).status === 200
   } catch {
@@ -52,6 +60,26 @@ export async function resumeTake(take) {
 }
 
 /**
+ * Directs a take that is being made, or asks how it is directed; see nodes/live/direct_routes.py.
+ * @param {TakeState} take
+ * @param {object} [direction]
+ * @returns {Promise<import('./director.js').Answer>}
+ */
+async function direct(take, direction) {
+  const headers = { 'Content-Type': 'application/json' }
+  const body = JSON.stringify({ version: 1, ...direction })
+  try {
+    const response = await api.fetchApi(`/helios/takes/${take.id}/direct`, direction && { method: 'POST', headers, body })
+    const told = await response.json()
+    const state = direction ? told.state : told
+    if (state) takes.direct(take, state)
+    return told
+  } catch (error) {
+    return { error: String(error) }
+  }
+}
+
+/**
  * Deletes a take from the store.
  * @param {{ id: string }} take
  * @returns {Promise<string | void>} why it stays
@@ -64,6 +92,9 @@ export async function deleteTake(take) {
   }
   return response.status === 204 ? GONE : (await response.json()).error
 }
+
+/** What every strip asks of the page. */
+export const stripHost = { address: partAddress, filmAddress, streamAddress, exists, resume: resumeTake, direct, locale }
 
 /** Queues a graph in API format. @param {object} prompt @param {object | null} workflow @returns {Promise<string>} why not */
 export async function queueGraph(prompt, workflow) {
@@ -78,6 +109,9 @@ export async function queueGraph(prompt, workflow) {
 app.registerExtension({
   name: 'Helios.Takes',
   setup() {
+    takes.subscribe((kind, take) => {
+      if (kind === 'take' && take.live && take.status === 'running') void direct(take)
+    })
     api.addEventListener('helios.take', (event) => takes.receive(event.detail))
     api.addEventListener('reconnecting', () => takes.lose())
     api.addEventListener('reconnected', () => void takes.refresh())

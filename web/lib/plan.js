@@ -64,7 +64,7 @@ export function planOf(node) {
   const found = promptWidget(node)
   const rows = found ? readRows(found) : []
   return {
-    num_chunks: number('num_chunks', 1),
+    num_chunks: number('num_chunks', number('max_chunks', 1)),
     film_fps: number('fps', RELEASED_FPS),
     rows: rows ?? [],
     seeds: parseSeedChanges(String(ownWidget(node, 'seed_changes')?.value ?? '')) ?? [],
@@ -87,7 +87,9 @@ function readRows({ kind, widget }) {
 export function writeRows(node, rows) {
   const found = promptWidget(node)
   if (!found) return
-  const text = formatSchedule(rows.map(([first, prompt]) => ({ first, prompt })))
+  const present = parseSchedule(String(found.widget.value ?? '')) ?? []
+  const blends = new Map(present.map(({ first, blend }) => [first, blend]))
+  const text = formatSchedule(rows.map(([first, prompt]) => ({ first, blend: blends.get(first), prompt })))
   setWidget(found.widget, found.kind === 'prompt' ? (rows[0]?.[1] ?? '') : text)
 }
 

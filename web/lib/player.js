@@ -1,7 +1,7 @@
 // A player for a film that lies in parts: it scrubs over all of them as over one film, and shows pictures of the chunk
 // at work while there is nothing to play.
 
-import { button, clock, element } from './dom.js'
+import { button, clock, element, filmLength } from './dom.js'
 
 /**
  * A part of the film, by seconds of the film.
@@ -10,6 +10,7 @@ import { button, clock, element } from './dom.js'
  * @property {number} to
  * @property {string} address
  * @property {boolean} video a moving picture otherwise
+ * @property {import('./growing.js').GrowingFilm} [growing] what loads it, while it grows
  */
 /**
  * @typedef {object} PlayerHost
@@ -20,6 +21,8 @@ import { button, clock, element } from './dom.js'
 const GONE = 'This part is no longer in the store. Queue the workflow again to make it again.'
 const UNPLAYABLE = 'This browser cannot play the codec of this film; h264 plays everywhere.'
 const FRAME_SECONDS = 1 / 24
+// Two chunks: less is the newest one, and what comes in while it plays.
+const LEAST_LAG = 3
 
 export class Player {
   /** @param {PlayerHost} host */
@@ -30,6 +33,8 @@ export class Player {
     this.seconds = 0
     this.length = 0
     this.wants = false
+    this._grows = false
+    this._waits = false
     /** @type {Source | null} */
     this._shown = null
     this._asked = 0
@@ -45,10 +50,12 @@ export class Player {
     Object.assign(this._range, { type: 'range', min: '0', step: String(FRAME_SECONDS), value: '0' })
     this._range.setAttribute('aria-label', 'Position in the film')
     this._time = element('span', 'player-time')
-    this.controls = element('div', 'player-controls', this._toggle, this._range, this._time, this._sound)
+    this._live = button('● Live', 'Go to the newest chunk', 'live')
+    this.controls = element('div', 'player-controls', this._toggle, this._range, this._time, this._live, this._sound)
     this.root = element('div', 'player', this.screen, this.controls)
     this._toggle.onclick = () => this.toggle()
     this._sound.onclick = () => this._mute(!this._videos[0].muted)
+    this._live.onclick = () => this.follow()
     this._range.oninput = () => void this.seek(this._range.valueAsNumber, this.wants)
     this.screen.onclick = () => this.toggle()
     this._mute(true)
@@ -63,7 +70,9 @@ export class Player {
     video.ontimeupdate = () => this._moved(video)
     video.onended = () => this._ended(video)
     video.onerror = () => {
-      if (this._is(video)) this.say(UNPLAYABLE)
+      if (!this._is(video)) return
+      if (this._shown?.growing) this._shown.growing.failed()
+      else this.say(UNPLAYABLE)
     }
     return video
   }
@@ -71,13 +80,33 @@ export class Player {
   /**
    * @param {Source[]} sources in the film's order
    * @param {number} length of the whole film, in seconds
+   * @param {boolean} [grows] whether more will come
    */
-  load(sources, length) {
+  load(sources, length, grows = false) {
     this.sources = sources
     this.length = length
+    this._grows = grows
     this._range.max = String(length)
     this._toggle.disabled = this._range.disabled = !sources.length
+    const shown = this._shown
+    const same = sources.find(({ address }) => address === shown?.address)
+    if (same) this._shown = same
+    // It grows no more: the same second of what there is now.
+    else if (shown?.growing) void this.seek(this.seconds, this.wants)
+    const next = this._waits && shown && this._after(shown)
+    if (next) void this.seek(next.from, true)
     this._drawTime()
+  }
+
+  /** Whether the film is on the screen. */
+  get shows() {
+    return this._shown !== null
+  }
+
+  /** Plays the newest chunk of a film that grows, and what comes after it. */
+  follow() {
+    const source = this.sources.at(-1)
+    if (source) void this.seek(source.growing ? source.to - source.growing.seconds : source.from, true)
   }
 
   /** Shows a picture of what is made now, as long as nothing is played. @param {string} address */
@@ -104,12 +133,13 @@ export class Player {
     const source = this._at(seconds)
     if (!source) return
     const asked = ++this._asked
+    this._waits = false
     this.seconds = Math.min(Math.max(seconds, source.from), source.to)
     this.wants = play
     this._drawTime()
     this.host.moved(this.seconds)
     const there = this._videos.find((video) => video.dataset.address === source.address)
-    if (!there && !(await this.host.exists(source.address))) {
+    if (!there && !source.growing && !(await this.host.exists(source.address))) {
       if (asked === this._asked) this.say(GONE)
       return
     }
@@ -124,7 +154,11 @@ export class Player {
     this._open(video, source)
     video.currentTime = Math.max(0, seconds - source.from)
     this._show(source, video)
-    for (const other of this._videos) if (other !== video) other.pause()
+    source.growing?.fill()
+    for (const other of this._videos)
+      if (this.sources.some(({ address }) => address === other.dataset.address)) {
+        if (other !== video) other.pause()
+      } else this._empty(other)
     if (play) await video.play().catch(() => {})
     else video.pause()
     this._drawTime()
@@ -144,7 +178,10 @@ export class Player {
   _open(video, source) {
     if (video.dataset.address === source.address) return
     video.dataset.address = source.address
-    video.src = source.address
+    if (source.growing) {
+      this._growing = source.growing
+      this._growing.open(video)
+    } else video.src = source.address
   }
 
   /** @param {Source} source @returns {Source | undefined} */
@@ -160,7 +197,8 @@ export class Player {
 
   /** @param {HTMLVideoElement} video */
   _moved(video) {
-    if (!this._is(video) || !this._shown || video.seeking) return
+    if (!this._is(video) || !this._shown || video.seeking || video.readyState < 2) return
+    this._shown.growing?.fill()
     this.seconds = Math.min(this._shown.from + video.currentTime, this._shown.to)
     this._drawTime()
     this.host.moved(this.seconds)
@@ -171,6 +209,7 @@ export class Player {
     if (!this._is(video) || !this._shown || !this.wants) return
     const next = this._after(this._shown)
     if (next) void this.seek(next.from, true)
+    else if (this._grows) this._waits = true
     else this._pause()
   }
 
@@ -180,7 +219,7 @@ export class Player {
   }
 
   _pause() {
-    this.wants = false
+    this.wants = this._waits = false
     for (const video of this._videos) video.pause()
     this._drawTime()
   }
@@ -204,6 +243,9 @@ export class Player {
     const text = `${clock(Math.floor(this.seconds))} / ${clock(this.length)}`
     this._time.textContent = text
     this._range.setAttribute('aria-valuetext', text)
+    this._live.hidden = !this._grows || !this.sources.length
+    const behind = (this.sources.at(-1)?.to ?? 0) - this.seconds
+    this._live.textContent = `● Live${behind > LEAST_LAG ? ` −${filmLength(behind)}` : ''}`
   }
 
   /** Another take: nothing of the last one stays. @param {string} text */
@@ -218,6 +260,7 @@ export class Player {
   /** @param {HTMLVideoElement} video */
   _empty(video) {
     if (!video.dataset.address) return
+    if (this._growing?.address === video.dataset.address) this._growing.close()
     delete video.dataset.address
     video.removeAttribute('src')
     video.load()

@@ -1,13 +1,14 @@
 // The text of a prompt schedule, "0: a boat\n7: a storm": read and written as the server does.
 
 /**
- * @typedef {{ first: number, prompt: string }} Row The chunk a row begins at, and its prompt.
+ * @typedef {{ first: number, blend?: string, prompt: string }} Row The chunk a row begins at, the chunks over which it
+ *   takes over where it has its own, and its prompt.
  * @typedef {{ row: number, key: string, values: Record<string, string | number> }} Problem The row (-1: the whole
  *   text), the message and its values.
  */
 
 // As helios_core/take/prompts.py: a row begins the text, a line, or follows ' /'.
-const ROW_START = /(?:^|\n|(?<=\s)\/)\s*(\d+)\s*:/g
+const ROW_START = /(?:^|\n|(?<=\s)\/)\s*(\d+)(?:~(\d+))?\s*:/g
 
 /**
  * The rows of a schedule's text, as the server reads them; null where the text begins outside any row.
@@ -20,6 +21,7 @@ export function parseSchedule(text) {
   if (text.slice(0, starts[0].index).trim()) return null
   return starts.map((start, i) => ({
     first: Number(start[1]),
+    blend: start[2],
     prompt: text.slice(start.index + start[0].length, starts[i + 1]?.index).trim(),
   }))
 }
@@ -31,7 +33,7 @@ export function parseSchedule(text) {
 export function formatSchedule(rows) {
   // A text without prompt is a schedule too, the empty one; a numbered row without prompt is not.
   if (rows.length === 1 && rows[0].first === 0 && !rows[0].prompt) return ''
-  return rows.map(({ first, prompt }) => `${first}: ${prompt}`).join('\n')
+  return rows.map(({ first, blend, prompt }) => `${first}${blend ? `~${blend}` : ''}: ${prompt}`).join('\n')
 }
 
 /**

@@ -3,6 +3,8 @@
 // business.
 
 import { button, clock, element, filmLength } from './dom.js'
+import { Director } from './director.js'
+import { GrowingFilm } from './growing.js'
 import { staleFrom } from './plan.js'
 import { Player } from './player.js'
 import { chunkSeconds, finishedChunks, rowIndexAt } from './takes.js'
@@ -16,12 +18,13 @@ import { progressLine } from './words.js'
 /** @typedef {import('./player.js').Source} Source */
 /**
  * What a strip asks of the page. Without `plan` it shows a take and changes nothing.
- * @typedef {import('./versions.js').VersionsHost & Host} StripHost
+ * @typedef {import('./versions.js').VersionsHost & import('./director.js').DirectorHost & Host} StripHost
  */
 /**
  * @typedef {object} Host
  * @property {(take: TakeState, chunk: number, part: 'thumbnail' | 'video') => string} address of a picture or part
  * @property {(take: TakeState) => string} filmAddress of the finished film
+ * @property {(take: TakeState) => string} streamAddress of the film while it grows
  * @property {(address: string) => Promise<boolean>} exists whether there is something to load
  * @property {(take: TakeState) => Promise<string>} resume queues the take again; what to say about it
  * @property {() => Plan} [plan] what the workflow says now
@@ -30,6 +33,8 @@ import { progressLine } from './words.js'
  * @property {(strip: FilmStrip) => void} [enlarge] shows the strip over the whole window, or back in its place
  */
 
+/** Least height of a strip in a node, in units of the graph: it is there before the first take, and stays. */
+export const STRIP_HEIGHT = 306
 const IDLE = 'Press Run: the film appears here.'
 const NO_SCHEDULE = 'To split the film, connect Helios Prompt Schedule (Text) to positive.'
 
@@ -46,6 +51,8 @@ export class FilmStrip {
     this._frame = 0
     /** The finished film, once it is known to be there. @type {Source | null} */
     this._film = null
+    /** What plays the film while it grows; false where it cannot. @type {GrowingFilm | false | null} */
+    this._growing = null
     this._title = element('span', 'strip-title')
     this._title.setAttribute('role', 'status')
     this._numbers = element('span', 'strip-numbers')
@@ -55,10 +62,14 @@ export class FilmStrip {
     this.timeline = new Timeline({
       state: (chunk) => this._states.get(chunk),
       thumbnail: (chunk) => this._thumbnail(chunk),
-      chosen: (chunk) => this.choose(chunk, true),
+      chosen: (chunk) => {
+        this.director.at(chunk)
+        this.choose(chunk, true)
+      },
       moveRow: (row, first) => this._editRows((rows) => (rows[row][0] = first)),
       writeRow: (row, text) => this._editRows((rows) => (rows[row][1] = text))
     })
+    this.director = new Director(host, (sentence) => this.say(sentence))
     this.versions = new Versions(host, (sentence) => this.say(sentence))
     this.player.screen.append(this.versions.root)
     this._caption = element('span', 'strip-caption')
@@ -77,10 +88,12 @@ export class FilmStrip {
       element('div', 'strip-bar', this._fill),
       this._message,
       this.player.root,
+      this.director.root,
       this.timeline.root,
       this._actions
     )
     this.root = element('div', 'strip', this.inner)
+    this.root.style.minHeight = `${STRIP_HEIGHT}px`
     this.inner.addEventListener('click', (event) => this._clicked(event))
     this.inner.addEventListener('keydown', (event) => this._pressed(event))
     // Errors of pictures do not bubble: one listener sees them all on their way down.
@@ -96,6 +109,7 @@ export class FilmStrip {
     if (this.take?.id !== take.id) {
       this._said = ''
       this._film = null
+      this._growing = null
       this.versions.close()
       this.player.reset(take.status === 'running' ? '' : 'Choose a chunk to play it.')
       this._chosen = take.first_chunk
@@ -154,6 +168,7 @@ export class FilmStrip {
     this._drawHead(take)
     this._drawTimeline(take, plan)
     this._drawActions(take)
+    this.director.show(take)
   }
 
   /** @param {TakeState | null} take */
@@ -161,7 +176,10 @@ export class FilmStrip {
     const done = take ? finishedChunks(take) : 0
     this._title.textContent = take ? progressLine(take) : 'Film strip'
     const numbers = take ? [`${filmLength(take.progress.film_seconds)} of film`] : []
-    if (take?.progress.fps) numbers.push(`${take.progress.fps.toFixed(take.progress.fps < 10 ? 2 : 1)} fps`)
+    if (take?.progress.fps) {
+      const { fps } = take.progress
+      numbers.push(`${fps.toFixed(fps < 10 ? 2 : 1)} fps`, `${(fps / take.film_fps).toFixed(2)}× real time`)
+    }
     if (take?.status === 'running' && take.progress.seconds_left !== null && done < take.num_chunks)
       numbers.push(`${clock(take.progress.seconds_left)} left`)
     this._numbers.textContent = numbers.join(' · ')
@@ -173,7 +191,8 @@ export class FilmStrip {
   /** @param {TakeState | null} take @param {Plan} [plan] */
   _drawTimeline(take, plan) {
     const first = take?.first_chunk ?? 0
-    const count = Math.max(take?.num_chunks ?? 0, plan?.num_chunks ?? 0)
+    const waiting = (take?.status === 'running' && take.directing?.pending.map(({ chunk }) => chunk)) || []
+    const count = Math.max(take?.num_chunks ?? 0, plan?.num_chunks ?? 0, ...waiting.map((chunk) => chunk - first + 1))
     const stale = take && plan ? staleFrom(take, plan, count) : Infinity
     const fps = take?.film_fps ?? plan?.film_fps ?? 1
     this.timeline.show({
@@ -181,6 +200,7 @@ export class FilmStrip {
       count,
       seconds: take ? chunkSeconds(take) : 33 / fps,
       rows: plan?.rows.length ? plan.rows : (take?.rows ?? []),
+      waiting,
       seeds: plan?.seeds ?? take?.seed_changes ?? [],
       stale,
       editable: Boolean(plan?.editable && this.host.writeRows)
@@ -192,7 +212,7 @@ export class FilmStrip {
     const { resume, redo, roll, split, enlarge } = this._buttons
     const stopped = take && ['interrupted', 'failed'].includes(take.status)
     resume.hidden = !stopped || !take.resumable
-    redo.hidden = !this.host.redo || !take
+    redo.hidden = !(this._directed() || this.host.redo) || !take
     roll.hidden = !this.host.roll || !take?.film
     roll.disabled = redo.disabled = this._states.get(this._chosen)?.state !== 'finished'
     split.hidden = !this.host.writeRows
@@ -207,20 +227,36 @@ export class FilmStrip {
 
   // -- playing -------------------------------------------------------------------------------------
 
-  /** Gives the player what there is: the finished film, else the parts of it. */
+  /** Gives the player what there is: the finished film, else the one that grows, else the parts of it. */
   _load() {
     const take = this.take
     if (!take) return
-    const seconds = chunkSeconds(take)
-    const length = take.num_chunks * seconds
-    if (this._film) {
-      this.player.load([this._film], length)
-      return
-    }
-    if (take.status === 'finished' && take.film) void this._findFilm(take, length)
+    const length = take.num_chunks * chunkSeconds(take)
+    if (!this._film && take.status === 'finished' && take.film) void this._findFilm(take, length)
     const parts = [...this._states.values()].filter(({ state, thumbnail }) => state === 'finished' && thumbnail)
     parts.sort((a, b) => a.chunk - b.chunk)
-    this.player.load(parts.map((part) => this._source(take, part)), length)
+    const grows = ['running', 'lost'].includes(take.status)
+    const grown = this._film ?? (grows ? this._grow(take, parts) : undefined)
+    this.player.load(grown ? [grown] : parts.map((part) => this._source(take, part)), length, grows)
+    if (!grown?.growing) this._growing &&= null
+    if (grows && take.live && !this.player.shows) this.player.follow()
+  }
+
+  /** @param {TakeState} take @param {ChunkState[]} parts @returns {Source | undefined} */
+  _grow(take, parts) {
+    const hole = parts.findIndex(({ chunk, video }, index) => chunk !== take.first_chunk + index || !video)
+    const to = (hole < 0 ? parts.length : hole) * chunkSeconds(take)
+    if (!to || this._growing === false || !GrowingFilm.possible) return undefined
+    const growing = this._growing || new GrowingFilm(this.host.streamAddress(take), () => this._loadParts())
+    this._growing = growing
+    if (take.status === 'running') growing.refresh()
+    return { from: 0, to, address: growing.address, video: true, growing }
+  }
+
+  /** This browser does not play the film as one. */
+  _loadParts() {
+    this._growing = false
+    this._load()
   }
 
   /** @param {TakeState} take @param {number} length in seconds */
@@ -291,10 +327,20 @@ export class FilmStrip {
     const take = this.take
     if (action === 'split') this.split()
     else if (action === 'enlarge') this.host.enlarge?.(this)
-    else if (take && action === 'redo' && this.host.redo && !this._buttons.redo.disabled)
-      this.say(this.host.redo(take, this._chosen))
+    else if (take && action === 'redo' && !this._buttons.redo.disabled) this._redo(take)
     else if (take && action === 'roll') this.versions.open(take, this._chosen)
     else if (take && action === 'resume') void this.host.resume(take).then((sentence) => this.say(sentence))
+  }
+
+  /** Whether the film takes directions now. */
+  _directed() {
+    return Boolean(this.host.direct && this.take?.directing?.live)
+  }
+
+  /** @param {TakeState} take */
+  _redo(take) {
+    if (this._directed()) void this.director.direct({ do: 'roll', chunk: this._chosen })
+    else if (this.host.redo) this.say(this.host.redo(take, this._chosen))
   }
 
   /** @param {Event} event */

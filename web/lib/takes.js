@@ -1,5 +1,7 @@
 // The takes that this page knows, kept up to date by events; it draws nothing. Events and routes are documented in
-// nodes/live/events.py and nodes/live/routes.py.
+// nodes/live/events.py, nodes/live/directing.py and nodes/live/routes.py.
+
+import { parseSeedChanges } from './seeds.js'
 
 /**
  * One chunk that is no longer waiting; see ChunkState in nodes/live/events.py.
@@ -30,7 +32,7 @@
  * @property {number} width
  * @property {number} height
  * @property {number} seed
- * @property {[number, number][]} seed_changes
+ * @property {[number, number | string][]} seed_changes
  * @property {[number, string][]} rows
  * @property {'running' | 'finished' | 'interrupted' | 'failed' | 'lost'} status
  * @property {string} message
@@ -39,11 +41,15 @@
  * @property {FilmFile | null} film
  * @property {boolean} resumable
  * @property {boolean} store_only no film: a version of a chunk
+ * @property {boolean} [live] directed while it is made
+ * @property {import('./director.js').Directing} [directing] how, where this is known
+ * @property {number} [rolls] the page's own count: its chunks were made again so often
+ * @property {boolean} [open] the page's own word: nobody knows how long it becomes
  */
 /**
  * A helios.take event of any kind.
  * @typedef {object} TakeEvent
- * @property {'start' | 'chunk' | 'end'} kind
+ * @property {'start' | 'chunk' | 'end' | 'directed'} kind
  * @property {number} version
  * @property {string} id
  * @property {TakeState} take of "start"
@@ -52,8 +58,9 @@
  * @property {TakeState['status']} status of "end"
  * @property {string} message of "end"
  * @property {FilmFile | null} film of "end"
+ * @property {import('./director.js').Directing} state of "directed"
  */
-/** @typedef {(kind: 'take' | 'chunk' | 'end', take: TakeState, chunk?: ChunkState) => void} TakeListener */
+/** @typedef {(kind: 'take' | 'chunk' | 'end' | 'directed', take: TakeState, chunk?: ChunkState) => void} TakeListener */
 
 const VERSION = 1
 const KNOWN_TAKES = 32
@@ -87,7 +94,7 @@ export class Takes {
     this._takes.delete(id)
   }
 
-  /** @param {'take' | 'chunk' | 'end'} kind @param {TakeState} take @param {ChunkState} [chunk] */
+  /** @param {'take' | 'chunk' | 'end' | 'directed'} kind @param {TakeState} take @param {ChunkState} [chunk] */
   _tell(kind, take, chunk) {
     for (const listener of this._listeners) listener(kind, take, chunk)
   }
@@ -134,9 +141,30 @@ export class Takes {
     this._tell('end', take)
   }
 
+  /** How a take is directed now. @param {TakeState} take @param {import('./director.js').Directing} state */
+  direct(take, state) {
+    take.directing = state
+    take.rows = state.rows.map(({ chunk, text }) => [chunk, text])
+    take.seed_changes = parseSeedChanges(state.seed_changes) ?? []
+    const begun = state.next_chunk - take.first_chunk
+    take.open ||= begun > take.num_chunks
+    if (take.open) take.num_chunks = Math.max(1, begun)
+    const kept = take.chunks.filter(({ chunk }) => chunk < state.next_chunk)
+    if (kept.length < take.chunks.length) {
+      take.chunks = kept
+      take.rolls = (take.rolls ?? 0) + 1
+    }
+    this._tell('directed', take)
+  }
+
   /** @param {TakeEvent} event */
   receive(event) {
     if (event?.version !== VERSION) return
+    if (this._refreshing) {
+      // The answer may be older than this.
+      void this._refreshing.then(() => this.receive(event))
+      return
+    }
     if (event.kind === 'start') {
       this._remember(event.take)
       return
@@ -145,6 +173,10 @@ export class Takes {
     if (!take) {
       // It began before this page did. One that stays unknown has nothing to show here.
       void this.refresh()
+      return
+    }
+    if (event.kind === 'directed') {
+      this.direct(take, event.state)
       return
     }
     take.progress = event.progress

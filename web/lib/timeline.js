@@ -12,6 +12,7 @@ import { element, filmLength } from './dom.js'
  * @property {number} count of chunks
  * @property {number} seconds of film in a chunk
  * @property {[number, string][]} rows prompts by the chunk they begin at
+ * @property {number[]} [waiting] chunks at which prompts begin that no chunk has used
  * @property {[number, string | number][]} seeds changes of the seed
  * @property {number} stale the first chunk that another render makes anew
  * @property {boolean} editable whether the prompts can be changed here
