@@ -57,10 +57,11 @@ def generate(options: argparse.Namespace) -> None:
     team = Team.from_environment()
     try:
         _generate(options, team)
-    except (HeliosError, KeyboardInterrupt):
+    except HeliosError:
         if team.leads:
             raise
-        sys.exit(2)  # process 0 says why
+        team.outlast_first()  # it says why, and torchrun ends all processes once one has ended
+        sys.exit(2)
     team.leave()
 
 

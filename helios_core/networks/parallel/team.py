@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -78,6 +78,11 @@ class Team:
         """Ends what :meth:`from_environment` began."""
         if self.size > 1:
             dist.destroy_process_group()
+
+    def outlast_first(self) -> None:
+        """Returns once process 0, which no longer answers, has ended."""
+        with suppress(RuntimeError):
+            dist.barrier()
 
     def wait(self) -> None:
         """Returns once every process has come here."""
