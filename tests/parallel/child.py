@@ -51,11 +51,13 @@ FILMS: dict[str, tuple[str, dict[str, Any]]] = {
     "base-i2v": ("base", {**ODD, "prompt": "a boat", "image": _image(ODD), "guidance_scale": 1.0}),
     "base-v2v": ("base", {**ODD, "prompt": "a boat", "video": _clip(ODD)}),
 }
+# Of a model that is deep enough for 8-bit products, which are another video.
+DEEP = {"deep": ("deep", {**SQUARE, "prompt": "a boat"})}
 
 
 def made(pipeline: HeliosPipeline, name: str) -> torch.Tensor:
     """A film's latents; empty in all processes but the first."""
-    keywords = {"num_frames": 33, **FEW, **FILMS[name][1]}
+    keywords = {"num_frames": 33, **FEW, **(FILMS | DEEP)[name][1]}
     generator = torch.Generator().manual_seed(5)
     return pipeline(**keywords, generator=generator, output_type="latent").latents
 
@@ -66,7 +68,7 @@ def films(folder: Path, target: Path, tasks: list[dict[str, Any]]) -> None:
     for task in tasks:
         pipelines: dict[str, HeliosPipeline] = {}
         for name in task["films"]:
-            variant = FILMS[name][0]
+            variant = (FILMS | DEEP)[name][0]
             if variant not in pipelines:
                 with mock.patch.object(
                     torch.nn.Module, "compile", _eager(torch.nn.Module.compile)

@@ -57,6 +57,8 @@ def models(tiny_folder, tmp_path_factory) -> Path:
     for variant in ("base", "mid", "distilled"):
         write_model(tiny_folder(variant), folder / variant, CONFIG)
     write_model(tiny_folder("distilled"), folder / "one-head", {**CONFIG, "num_attention_heads": 1})
+    # Sides that 8-bit products take, and one block between those that stay exact.
+    write_model(tiny_folder("distilled"), folder / "deep", {**CONFIG, "num_attention_heads": 4, "num_layers": 7})
     return folder
 
 
@@ -102,6 +104,7 @@ TASKS = {
         task("disk ", ["distilled-t2v"], context_parallel=2, offload="disk"),
         task("compiled ", ["distilled-t2v"], context_parallel=2, compile=True),
         task("halves ", GUIDED, context_parallel=1, cfg_parallel=True),
+        task("8 bits ", ["deep"], context_parallel=2, fp8_matmul=True),
     ],
     4: [
         task("", child.FILMS, context_parallel=4),
@@ -141,9 +144,19 @@ def test_latents_equal_those_of_one_process(films_of, alone, processes):
     latents = torch.load(films_of(processes)[0] / "latents.pt")
     assert len(latents) == sum(len(done["films"]) for done in TASKS[processes])
     for name, film in latents.items():
+        if name.endswith("deep"):
+            continue
         expected = alone[name.split()[-1]]
         assert film.shape == expected.shape
         assert (film - expected).abs().max() <= 1e-5 * expected.std(), name
+
+
+def test_8_bit_products_are_as_near_as_those_of_one_process(films_of, models):
+    exact = child.made(HeliosPipeline.from_pretrained(models / "deep"), "deep")
+    alone = child.made(HeliosPipeline.from_pretrained(models / "deep", fp8_matmul=True), "deep")
+    together = torch.load(films_of(2)[0] / "latents.pt")["8 bits deep"]
+    off = (alone - exact).std()
+    assert off > 0 and (together - exact).std() <= 1.5 * off
 
 
 @pytest.mark.parametrize("processes", GROUPS)
