@@ -6,12 +6,11 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,12 +20,15 @@ from .checkpoint.streaming import StreamedTransformer
 from .checkpoint.text import load_text_encoder
 from .checkpoint.vae import load_vae
 from .errors import HeliosError
+from .networks.parallel.crew import Crew, of_a_crew
+from .networks.parallel.network import SharedNetwork, follow
 from .networks.text import TextEncoder
 from .networks.transformer import HeliosTransformer
 from .networks.vae import WanVAE
 from .samplers import ChunkSampler, OnStep, SchedulerConfig, sampler_of
 from .take.anti_drift import AntiDrift
 from .take.chunk import Chunk
+from .take.clip import OUTPUT_TYPES, HeliosOutput, check_output_type, whole_clip
 from .take.film import Film, check_film, chunk_count
 from .take.fingerprint import fingerprint, folder_fingerprint
 from .take.history import History, check_size
@@ -39,19 +41,8 @@ from .take.texts import Texts
 from .variants import VARIANTS
 from .video.frames import as_output
 
-MAX_TEXT_TOKENS = 512
-OUTPUT_TYPES = ("np", "pt", "uint8", "latent")
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class HeliosOutput:
-    """A whole clip. ``frames`` as asked for by ``output_type`` (None for ``latent``); ``latents`` are the
-    generated chunks [B,16,9n,H/8,W/8], normalised model space."""
-
-    frames: Any
-    latents: Tensor
 
 
 def _with_keywords_of(streamed: Callable[P, Any]) -> Callable[[Callable[..., R]], Callable[P, R]]:
@@ -79,10 +70,15 @@ class HeliosPipeline:
         dtype: torch.dtype,
         folder: Path | None = None,
         inexact: tuple[str, ...] = (),
+        crew: Crew | None = None,
     ):
-        """``inexact`` names options under which the video is another one: they tell takes apart."""
+        """``inexact`` names options under which the video is another one: they tell takes apart.
+
+        ``crew`` computes with ``transformer``, whose copy each of its processes has.
+        """
         self.folder, self.inexact = folder, inexact
-        self.transformer, self.vae = transformer, vae
+        self.transformer, self.vae, self.crew = transformer, vae, crew
+        self.network = transformer if crew is None else SharedNetwork(transformer, crew)
         self._text_encoder = text_encoder
         self.variant, self.scheduler, self.zero_star = variant, scheduler, zero_star
         self.device, self.dtype = device, dtype
@@ -102,6 +98,8 @@ class HeliosPipeline:
         fp8_matmul: bool = False,
         compile: bool = False,  # noqa: A002 - the field's word
         cuda_graphs: bool = False,
+        context_parallel: int = 1,
+        cfg_parallel: bool = False,
     ) -> HeliosPipeline:
         """Loads a released folder, or a single transformer file in any known layout.
 
@@ -119,36 +117,46 @@ class HeliosPipeline:
         16.7 instead of 28.7 GB of weights, and not the same video. ``compile`` runs the blocks through torch.compile;
         the first chunk then takes longer. ``cuda_graphs`` records the network once per latent size and replays it.
 
+        ``context_parallel`` processes, started by torchrun, make each film together: each computes a part of every
+        forward. ``cfg_parallel`` takes twice as many, half of them for the negative prompt. All of them call the same
+        methods; the first alone gets the film.
+
         Raises:
             HeliosError: something is absent, foreign, incomplete or damaged, or an option does not fit the device.
         """
-        options = LoadOptions(offload, attention, fp8_matmul, compile, cuda_graphs)
-        options.check(device)
-        source = open_transformer(folder_or_repo_id, variant)
-        folder = source.path if source.path.is_dir() else None
-        vae, text_encoder = vae or folder, text_encoder or folder
-        if vae is None:
-            raise HeliosError(f"{source.path} is a transformer alone; give vae= a VAE file or a released folder too.")
+        crew = Crew.join(context_parallel, cfg_parallel)
+        with nullcontext() if crew is None else crew.all_or_none():
+            device = torch.device(device) if crew is None else crew.team.device(device)
+            leads, processes = (True, 1) if crew is None else (crew.leads, crew.team.size)
+            options = LoadOptions(offload, attention, fp8_matmul, compile, cuda_graphs, processes)
+            options.check(device)
+            source = open_transformer(folder_or_repo_id, variant)
+            folder = source.path if source.path.is_dir() else None
+            vae, text_encoder = vae or folder, text_encoder or folder
+            if vae is None:
+                raise HeliosError(f"{source.path} is a transformer alone; give vae= a VAE file or a folder too.")
 
-        def read_text_encoder() -> TextEncoder:
-            if text_encoder is None:
-                raise HeliosError(
-                    f"{source.path} is a transformer alone; give text_encoder= a released folder, or prompt_embeds."
-                )
-            return load_text_encoder(text_encoder, dtype, device, streamed=offload is not None)
+            def read_text_encoder() -> TextEncoder:
+                if text_encoder is None:
+                    raise HeliosError(f"{source.path} is a transformer alone; give text_encoder= or prompt_embeds.")
+                return load_text_encoder(text_encoder, dtype, device, streamed=offload is not None)
 
-        return cls(
-            transformer=options.load(source, dtype, device),
-            vae=load_vae(vae, torch.float32, "cpu" if offload else device),
-            text_encoder=functools.cache(read_text_encoder),
-            variant=source.variant,
-            scheduler=SchedulerConfig.from_dict(source.scheduler),
-            zero_star=source.is_cfg_zero_star,
-            device=torch.device(device),
-            dtype=dtype,
-            folder=folder,
-            inexact=options.inexact,
-        )
+            transformer = options.load(source, dtype, device)
+            if crew is not None:
+                crew.divide(transformer)
+            return cls(
+                transformer=transformer,
+                vae=load_vae(vae, torch.float32, device if leads and offload is None else "cpu"),
+                text_encoder=functools.cache(read_text_encoder),
+                variant=source.variant,
+                scheduler=SchedulerConfig.from_dict(source.scheduler),
+                zero_star=source.is_cfg_zero_star,
+                device=device,
+                dtype=dtype,
+                folder=folder,
+                inexact=options.inexact,
+                crew=crew,
+            )
 
     def close(self) -> None:
         """Ends the reader thread of an offloaded pipeline and frees its buffers; dropping the pipeline does the same.
@@ -162,7 +170,13 @@ class HeliosPipeline:
         """The transformer's prediction; arguments as in :meth:`HeliosTransformer.forward`."""
         return self.transformer(*args, **kwargs)
 
+    def follow(self) -> None:
+        """In all processes but the first: computes for it until the film that its :meth:`stream` makes has ended."""
+        if self.crew is not None and not self.crew.leads:
+            follow(self.transformer, self.crew, self.device)
+
     @torch.no_grad()
+    @of_a_crew
     def stream(
         self,
         prompt: str | Sequence[str] | None = None,
@@ -226,6 +240,8 @@ class HeliosPipeline:
         scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
         if not math.isfinite(scale):
             raise HeliosError(f"guidance_scale={scale} is not a finite number; released: {defaults.guidance_scale}.")
+        if self.crew is not None:
+            self.crew.check_guidance(scale)
         sampler = self.sampler(
             num_inference_steps,
             pyramid_num_inference_steps_list,
@@ -251,13 +267,14 @@ class HeliosPipeline:
         negative = texts.negative(negative_prompt, negative_prompt_embeds, batch) if scale > 1 else None
         history = History.empty(width, height, batch)
         if media is not None:
-            with self._vae_on_device() as vae:
-                begin, shown = (video_history, media) if image is None else (image_history, media[:, :, 0])
-                history = begin(shown.to(self.device, vae.dtype), vae.encode, vae.normalise, generator, noise=noise)
+            begin, shown = (video_history, media) if image is None else (image_history, media[:, :, 0])
+            vae, shown = self.vae, shown.to(self.device, self.vae.dtype)
+            with vae.at_work(self.device):
+                history = begin(shown, vae.encode, vae.normalise, generator, noise=noise)
             history = history.repeated(batch // media.shape[0])
         check_film(sampler, history, num_chunks)
         source = TransformerChunks(
-            transformer=self.transformer,
+            transformer=self.network,
             sampler=sampler,
             schedule=PromptSchedule(embedded, blend),
             negative=negative,
@@ -293,15 +310,8 @@ class HeliosPipeline:
         0..1), ``uint8`` (tensor [B,F,H,W,3]) or ``latent`` (no decoding). F is 33 per chunk.
         """
         output_type = output_type or OUTPUT_TYPES[0]
-        if output_type not in OUTPUT_TYPES:
-            raise HeliosError(f"output_type={output_type!r} is unknown; use one of {', '.join(OUTPUT_TYPES)}.")
-        latents, frames = [], []
-        for chunk in self.stream(*args, output_type="latent", **keywords):
-            latents.append(chunk.latents)
-            if output_type != "latent":
-                frames.append(as_output(self.decode(chunk.latents), output_type))
-        concatenate = np.concatenate if output_type == "np" else torch.cat
-        return HeliosOutput(concatenate(frames, 1) if frames else None, torch.cat(latents, dim=2))
+        check_output_type(output_type)
+        return whole_clip(self.stream(*args, output_type="latent", **keywords), self.decode, output_type)
 
     def fingerprint(self, *parts: str) -> str:
         """Identity of the weights and settings in subfolders of the released folder.
@@ -327,24 +337,14 @@ class HeliosPipeline:
         is_offloaded = isinstance(self.transformer, StreamedTransformer)
         if is_offloaded:
             self.close()  # its buffers are the room that the VAE needs
-        with self._vae_on_device() as vae:
+        with self.vae.at_work(self.device):
             # Encoding keeps its larger passes: it decides latents, whose bits must not depend on memory.
-            return vae.decode(vae.denormalise(latents.to(vae.dtype)), 1 if is_offloaded else None)
+            return self.vae.decode(self.vae.denormalise(latents.to(self.vae.dtype)), 1 if is_offloaded else None)
 
     def encode_prompt(self, prompt: str | Sequence[str]) -> Tensor:
         """Prompts -> text embeddings [B,512,D] in the pipeline's type."""
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        return self._placed(self._text_encoder().encode(prompts, MAX_TEXT_TOKENS))
+        return self._placed(self._text_encoder().encode(prompts))
 
     def _placed(self, embeddings: Tensor) -> Tensor:
         return embeddings.to(self.device, self.dtype)
-
-    @contextmanager
-    def _vae_on_device(self) -> Iterator[WanVAE]:
-        """The VAE, moved to the device for as long as it works; at rest it may be a view of its file."""
-        resting = [parameter.data for parameter in self.vae.parameters()]
-        try:
-            yield self.vae.to(self.device)
-        finally:
-            for parameter, data in zip(self.vae.parameters(), resting, strict=True):
-                parameter.data = data

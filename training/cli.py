@@ -21,7 +21,7 @@ from .data import WorldClips, write_shards
 from .export import PARTS, write_release
 from .lora_run import add_arguments, train_lora
 from .model import new_transformer
-from .parallel import Team
+from .parallel import join
 from .parts import write_parts
 from .stage1 import Stage1
 from .stage2 import STAGE_SHARES, Stage2
@@ -143,7 +143,7 @@ def status(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace, task: Task, name: str, settings: Settings) -> None:
-    _go(options, Run(task, options.folder / name, settings, Team.from_environment()))
+    _go(options, Run(task, options.folder / name, settings, join()))
 
 
 def _go(options: argparse.Namespace, run: Run) -> None:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from helios_core.checkpoint.text import load_text_encoder
 from helios_core.checkpoint.vae import load_vae
 from helios_core.errors import HeliosError
+from helios_core.networks.parallel.team import Team
 from helios_core.networks.text import MAX_LENGTH
 from helios_core.take.fingerprint import file_fingerprint, fingerprint, folder_fingerprint
 from helios_core.take.reference import fitted
@@ -26,7 +27,6 @@ from helios_core.variants import CHUNK_FRAMES, FPS
 from helios_core.video.reader import VideoReader
 
 from .data import Clips, encode_chunks, encode_still
-from .parallel import Team
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 COLUMNS = ("file", "caption")

@@ -14,6 +14,7 @@ import torch
 from helios_core.checkpoint import TransformerSource, load_transformer, open_folder, open_transformer
 from helios_core.checkpoint.streaming import OFFLOADS, stream_transformer
 from helios_core.errors import HeliosError
+from helios_core.networks.parallel.team import Team
 from helios_core.networks.transformer import HeliosTransformer
 from helios_core.samplers import SchedulerConfig
 from helios_core.take.fingerprint import fingerprint, folder_fingerprint
@@ -22,7 +23,7 @@ from helios_core.variants import PIXELS_PER_TOKEN, PYRAMID_MULTIPLE
 
 from .footage import Cache, Encoder, find_footage
 from .lora import DEFAULT_TARGETS, Adapters, LoraTask, write_lora
-from .parallel import Team, shard_blocks
+from .parallel import join, shard_blocks
 from .streamed import StreamedForTraining
 from .trainer import Run, Settings
 
@@ -54,14 +55,14 @@ def train_lora(options: argparse.Namespace, train: Callable[[Run], None]) -> Pat
         HeliosError: no clip with a caption or none that can be used, a wrong size or option, no released folder, or a
             run folder that was begun with other settings.
     """
-    team = Team.from_environment()
+    team = join()
     if options.shard and team.size == 1:
         raise HeliosError("--shard divides the model among several processes and there is one; start it with torchrun.")
     if options.shard and options.offload:
         raise HeliosError("--shard and --offload both keep blocks elsewhere than on the device; drop one.")
     release, source = open_folder(options.model).path, open_transformer(options.model)
     check_size(options.width, options.height, PIXELS_PER_TOKEN if source.variant == "base" else PYRAMID_MULTIPLE)
-    device = _device(options.device)
+    device = team.device(options.device)
     dtype = DTYPES[options.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
     footage = find_footage(options.clips)
     encoder = Encoder(release, options.width, options.height, device, dtype, options.offload is not None)
@@ -85,15 +86,6 @@ def train_lora(options: argparse.Namespace, train: Callable[[Run], None]) -> Pat
         write_lora(adapters, path, dtype, source.variant)
         print(f"{path}: {len(clips)} clips, {run.step} of {settings.steps} steps")
     return path
-
-
-def _device(name: str) -> torch.device:
-    """``cuda`` is this process's own GPU."""
-    device = torch.device(name)
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
-    return device
 
 
 def _transformer(

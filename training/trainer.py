@@ -19,7 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .parallel import Team
+from helios_core.networks.parallel.team import Team
+
+from .parallel import averaged
 from .plot import write_loss_plot
 
 OPTIMIZER_KEYS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
@@ -142,7 +144,7 @@ class Run:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.stopping, mean = self.team.average(self.names.values(), self.asked, loss.item())
+        self.stopping, mean = averaged(self.team, self.names.values(), self.asked, loss.item())
         norm = nn.utils.clip_grad_norm_(self.names.values(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()

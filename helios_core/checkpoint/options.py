@@ -16,18 +16,21 @@ from .streaming import check_offload, stream_transformer
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """Options of ``HeliosPipeline.from_pretrained``, which says what they mean."""
+    """Options of ``HeliosPipeline.from_pretrained``, which says what they mean; ``processes`` share a forward."""
 
     offload: str | None = None
     attention: str = "auto"
     fp8_matmul: bool = False
     compile: bool = False
     cuda_graphs: bool = False
+    processes: int = 1
 
     @property
     def inexact(self) -> tuple[str, ...]:
         """Those under which the video is another one."""
-        return ("fp8_matmul",) * self.fp8_matmul + (self.attention,) * (not is_exact_attention(self.attention))
+        names = ("fp8_matmul",) * self.fp8_matmul + (self.attention,) * (not is_exact_attention(self.attention))
+        # Tokens are narrowed together, and each of several processes has others.
+        return tuple(f"{name} in {self.processes}" for name in names) if self.processes > 1 else names
 
     def check(self, device: torch.device | str) -> None:
         """Refuses options that do not exist or do not go together, before anything is read.
@@ -38,6 +41,8 @@ class LoadOptions:
         check_offload(self.offload)
         switches = {name: getattr(self, name) for name in ("fp8_matmul", "compile", "cuda_graphs")}
         check_speed_options(self.offload, switches, device)
+        if self.cuda_graphs and self.processes > 1:
+            raise HeliosError("cuda_graphs=True records no exchange between processes; drop it, or start one process.")
         choose_attention(self.attention, device)
 
     def load(self, source: TransformerSource, dtype: torch.dtype, device: torch.device | str) -> HeliosTransformer:

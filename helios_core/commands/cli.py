@@ -15,6 +15,7 @@ import torch
 
 from ..checkpoint.streaming import OFFLOADS
 from ..errors import HeliosError, shortened
+from ..networks.parallel.team import Team
 from ..networks.transformer import ATTENTION_NAMES
 from ..pipeline import HeliosPipeline
 from ..take.anti_drift import SETTINGS, AntiDrift
@@ -52,28 +53,44 @@ def run_command(options: argparse.Namespace) -> int:
 
 
 def generate(options: argparse.Namespace) -> None:
-    """Writes a clip chunk by chunk."""
+    """Writes a clip chunk by chunk; process 0 of several alone writes and speaks."""
+    team = Team.from_environment()
+    try:
+        _generate(options, team)
+    except HeliosError:
+        if team.leads:
+            raise
+        team.outlast_first()  # it says why, and torchrun ends all processes once one has ended
+        sys.exit(2)
+    team.leave()
+
+
+def _generate(options: argparse.Namespace, team: Team) -> None:
     own = None if options.model else embedded(DEFAULT.name)
     width, height = own.size if own else RELEASED_SIZE
     options.width, options.height = options.width or width, options.height or height
     if own is None:
-        _generate(options, options.model)
+        _film(options, options.model, team)
         return
-    print(f"No --model given: using {own.name}, {own.makes}, at {width}x{height}.")
+    if team.leads:
+        print(f"No --model given: using {own.name}, {own.makes}, at {width}x{height}.")
     with tempfile.TemporaryDirectory() as folder:
-        _generate(options, own.folder or write_tiny(Path(folder) / own.name))
+        _film(options, own.folder or write_tiny(Path(folder) / own.name), team)
 
 
-def _generate(options: argparse.Namespace, model: Path) -> None:
+def _film(options: argparse.Namespace, model: Path, team: Team) -> None:
     VideoSettings(options.width, options.height, options.fps, crf=options.crf)  # refused before the model loads
     if not 0 < options.seconds <= LONGEST_SECONDS:
         raise HeliosError(f"--seconds {options.seconds} must be a length above 0, at most {LONGEST_SECONDS}.")
     if not 0 <= options.seed <= MAX_SEED:
         raise HeliosError(f"--seed {shortened(options.seed)} must be 0 to {MAX_SEED}.")
     frames = math.ceil(options.seconds * options.fps)
+    if not team.leads:
+        _pipeline(options, model, team).follow()
+        return
     store = ChunkStore(options.store or options.output.parent / FOLDER_NAME)
     try:
-        _render(options, model, store, frames)
+        _render(options, model, store, frames, team)
     except BaseException:
         with contextlib.suppress(OSError):  # refused before there was a chunk: no empty folder stays
             store.folder.rmdir()
@@ -82,17 +99,17 @@ def _generate(options: argparse.Namespace, model: Path) -> None:
     print(f"{options.output}: {count} frames, {options.fps} fps, {count / options.fps:.2f} s")
 
 
-def _render(options: argparse.Namespace, model: Path, store: ChunkStore, frames: int) -> None:
+def _render(options: argparse.Namespace, model: Path, store: ChunkStore, frames: int, team: Team) -> None:
     """Keeps finished chunks in ``store``, and while rendering a playable file of them beside the output."""
     settings = VideoSettings(options.width, options.height, options.fps, crf=options.crf)
     shown = {name: getattr(options, name) for name in ("prompt", "negative_prompt", "seed", "width", "height")}
     take = Take(store, options.take or name_for(options.output.stem), shown, resume=not options.no_resume)
-    pipeline = _pipeline(options, model)
+    pipeline = _pipeline(options, model, team)
     with TerminalBar(pipeline.steps_per_chunk(frames, **sampling(options.steps)), options.fps) as bar:
         write_film(pipeline, {**_request(options, frames), "on_step": bar.on_step}, take, options.output, settings, bar)
 
 
-def _pipeline(options: argparse.Namespace, model: Path) -> HeliosPipeline:
+def _pipeline(options: argparse.Namespace, model: Path, team: Team) -> HeliosPipeline:
     return load_pipeline(
         model,
         options.device,
@@ -102,6 +119,8 @@ def _pipeline(options: argparse.Namespace, model: Path) -> HeliosPipeline:
         fp8_matmul=options.fp8_matmul,
         compile=options.compile,
         cuda_graphs=options.cuda_graphs,
+        context_parallel=max(1, team.size // (2 if options.cfg_parallel else 1)),
+        cfg_parallel=options.cfg_parallel,
     )
 
 
@@ -181,6 +200,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--fp8-matmul", action="store_true", help="8-bit matrix products: smaller, not the same video")
     command.add_argument("--compile", action="store_true", help="torch.compile; the first chunk takes longer")
     command.add_argument("--cuda-graphs", action="store_true", help="record the network once and replay it")
+    command.add_argument(
+        "--cfg-parallel", action="store_true", help="under torchrun, half of the processes take the negative prompt"
+    )
     command.add_argument("--take", help="name in the list of takes (default: the output's)")
     command.add_argument("--store", type=Path, help=f"folder of chunks (default: {FOLDER_NAME} beside --output)")
     command.add_argument("--no-resume", action="store_true", help="make every chunk anew")

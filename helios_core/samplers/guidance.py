@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from torch import Tensor
 
 from . import Velocity
+
+Pair = Callable[[Tensor, Tensor], Sequence[Tensor]]
+"""As :data:`Velocity`, for the conditional and the unconditional one."""
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
@@ -23,11 +28,12 @@ def guide_zero_star(conditional: Tensor, unconditional: Tensor, scale: float) ->
     return scaled + scale * (conditional - scaled)
 
 
-def guided(conditional: Velocity, unconditional: Velocity, scale: float, zero_star: bool = False) -> Velocity:
-    """A velocity with guidance; both parts are evaluated one after the other, as the reference does."""
+def guided(pair: Pair, scale: float, zero_star: bool = False) -> Velocity:
+    """A velocity with guidance, from both of its parts."""
     combine = guide_zero_star if zero_star else guide
 
     def velocity(latents: Tensor, timestep: Tensor) -> Tensor:
-        return combine(conditional(latents, timestep), unconditional(latents, timestep), scale)
+        conditional, unconditional = pair(latents, timestep)
+        return combine(conditional, unconditional, scale)
 
     return velocity

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..networks.parallel.network import SharedNetwork
 from ..networks.transformer import HeliosTransformer, PreparedText
 from ..samplers import ChunkSampler, OnStep, Velocity, draw_noise, noise_to
 from ..samplers.guidance import guided
@@ -29,7 +30,7 @@ class TransformerChunks:
         on_step: given a chunk's index, returns the callback for its steps.
     """
 
-    transformer: HeliosTransformer
+    transformer: HeliosTransformer | SharedNetwork
     sampler: ChunkSampler
     schedule: PromptSchedule[Tensor]
     negative: Tensor | None
@@ -67,14 +68,16 @@ class TransformerChunks:
     def _velocity(self, history: History) -> Velocity:
         context = self.transformer.prepare_history(*(x.to(self.device, self.dtype) for x in history.context()))
 
-        def conditioned(prompt: PreparedText) -> Velocity:
-            return lambda latents, timestep: self.transformer(latents.to(self.dtype), timestep, prompt, history=context)
+        prompts = [self.schedule.at(history.chunk, mix_embeddings)]
+        prompts += [] if self.negative is None else [self.negative]
+        texts = [self._text(place, prompt) for place, prompt in enumerate(prompts)]
 
-        positive = conditioned(self._text(0, self.schedule.at(history.chunk, mix_embeddings)))
+        def each(latents: Tensor, timestep: Tensor) -> list[Tensor]:
+            return self.transformer.each(latents.to(self.dtype), timestep, texts, context)
+
         if self.negative is None:
-            return positive
-        negative = conditioned(self._text(1, self.negative))
-        return guided(positive, negative, self.guidance_scale, self.sampler.zero_star)
+            return lambda latents, timestep: each(latents, timestep)[0]
+        return guided(each, self.guidance_scale, self.sampler.zero_star)
 
     def _text(self, place: int, text: Tensor) -> PreparedText:
         """Prepared once per prompt: a row in force yields the same tensor at each of its chunks."""

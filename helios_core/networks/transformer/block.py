@@ -21,13 +21,14 @@ class BlockContext:
 
     ``history_modulation`` [1 or B,6,C] belongs to the leading ``history_length`` tokens,
     ``noisy_modulation`` [B,6,C] to the rest; ``rope`` is :func:`kernels.rotation`'s of the
-    table [L,D/2,2].
+    table [L,D/2,2]. ``self_attention`` differs from ``attention``, the text's, where processes share the sequence.
     """
 
     history_length: int
     history_modulation: Tensor
     noisy_modulation: Tensor
     rope: Tensor
+    self_attention: AttentionFunction
     attention: AttentionFunction
 
 
@@ -80,7 +81,7 @@ class HeliosBlock(nn.Module):
 
         dropped = history if noisy_only else 0
         y = modulated_norm(x, rows[0], rows[1], history, self.eps)
-        y = self.self_attn(y, context.rope, history, context.attention, queries_from=dropped)
+        y = self.self_attn(y, context.rope, history, context.self_attention, queries_from=dropped)
         x, history = x[:, dropped:], history - dropped
         # Not in place: whoever called may still hold the block's input.
         x = gated_residual(x, y, rows[2], history)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from .graphs import Capture, GraphedForward
 from .kernels import affine_norm, compute_dtype, rotation
 from .prepared import PreparedHistory, PreparedText
 from .rope import NOISY_START, RopeTables, pad_to_multiple
+from .ulysses import Ulysses
 
 RunBlock = Callable[[int, Tensor, BlockContext, tuple[Tensor, Tensor], bool], Tensor]
 
@@ -28,6 +29,8 @@ class HeliosTransformer(nn.Module):
     Block parameters have Wan 2.1's names, so Wan LoRAs map directly. ``operations`` supplies Linear,
     Conv3d, LayerNorm and RMSNorm (ComfyUI passes its own); ``attention`` any :class:`AttentionFunction`.
     Modulation tables stay float32 in every precision, as in the reference.
+
+    ``ulysses`` divides every forward among processes, which all call it with the same arguments at the same time.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class HeliosTransformer(nn.Module):
         self.config.check()
         self.dtype = dtype or torch.get_default_dtype()
         self.attention = attention
+        self.ulysses: Ulysses | None = None
         self._graphed: GraphedForward | None = None
         self._rope = RopeTables(self.config.rope_dim, self.config.rope_theta)
         c, dim = self.config, self.config.dim
@@ -157,6 +161,12 @@ class HeliosTransformer(nn.Module):
             return self._graphed(latents, timestep, text, history)
         return self._predict(latents, timestep, text, history, attention, run_block)
 
+    def each(
+        self, latents: Tensor, timestep: Tensor, texts: Sequence[PreparedText], history: PreparedHistory | None
+    ) -> list[Tensor]:
+        """The velocity under each of several texts, one after the other, as the reference does."""
+        return [self(latents, timestep, text, history=history) for text in texts]
+
     def _predict(
         self,
         latents: Tensor,
@@ -178,15 +188,21 @@ class HeliosTransformer(nn.Module):
             x = torch.cat([history.tokens, x], dim=1)
             rope = torch.cat([history.rope, rope])
 
-        embedding, history_modulation, noisy_modulation = self._modulation(timestep, x.dtype)
         run, attention = run_block or self.run_block, attention or self.attention
-        context = BlockContext(history_length, history_modulation, noisy_modulation, rotation(rope), attention)
+        noisy_length, joint = frames * height * width, attention
+        division = None if self.ulysses is None else self.ulysses.division(history_length, noisy_length)
+        if division is not None:
+            x, rope, joint = division.own(x, 1), division.own(rope, 0), division.attention(attention)
+            history_length, noisy_length = division.own_history, division.own_noisy
+
+        embedding, history_modulation, noisy_modulation = self._modulation(timestep, x.dtype)
+        context = BlockContext(history_length, history_modulation, noisy_modulation, rotation(rope), joint, attention)
         last = len(self.blocks) - 1
         for index, keys_values in enumerate(text.keys_values):
             x = run(index, x, context, keys_values, index == last)
         # A host may skip the last block, which is the one that drops the history tokens.
-        x = x[:, -frames * height * width :]
-        return self._unpatchify(self.output(x, embedding), frames, height, width)
+        x = self.output(x[:, -noisy_length:], embedding)
+        return self._unpatchify(x if division is None else division.joined(x), frames, height, width)
 
     def run_block(
         self, index: int, x: Tensor, context: BlockContext, keys_values: tuple[Tensor, Tensor], noisy_only: bool

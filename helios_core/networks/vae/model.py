@@ -1,5 +1,7 @@
 """The Wan 2.1 VAE: 33 frames <-> 9 latent frames as one causal sequence (Wan, arXiv 2503.20314)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -118,6 +120,17 @@ class WanVAE(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.conv2.weight.device
+
+    @contextmanager
+    def at_work(self, device: torch.device) -> Iterator[None]:
+        """On ``device`` for as long as it works; at rest its parameters may be views of its file."""
+        resting = [parameter.data for parameter in self.parameters()]
+        try:
+            self.to(device)
+            yield
+        finally:
+            for parameter, data in zip(self.parameters(), resting, strict=True):
+                parameter.data = data
 
     @torch.no_grad()
     def encode(self, video: Tensor, latents_per_pass: int | None = None) -> tuple[Tensor, Tensor]:
