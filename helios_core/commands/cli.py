@@ -13,10 +13,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoint.streaming import OFFLOADS
 from ..errors import HeliosError, shortened
-from ..networks.transformer import ATTENTION_NAMES
-from ..pipeline import HeliosPipeline
 from ..take.anti_drift import SETTINGS, AntiDrift
 from ..take.film import MOST_CHUNKS, chunk_count
 from ..take.progress import TerminalBar
@@ -25,9 +22,9 @@ from ..take.store import CHUNK_SUFFIX, FOLDER_NAME, ChunkStore
 from ..take.take import Take, name_for
 from ..variants import CHUNK_FRAMES, DEFAULT, RELEASED_SIZE, VARIANTS
 from ..video.segments import VideoSettings
-from . import bench, convert, download, drift
+from . import bench, convert, download, drift, farm
 from .embedded import embedded
-from .films import DTYPES, load_pipeline, sampling, write_film
+from .films import add_loading, load_pipeline, loading, sampling, write_film
 from .tiny import write_tiny
 
 LONGEST_SECONDS = MOST_CHUNKS * CHUNK_FRAMES  # at one frame a second
@@ -87,22 +84,9 @@ def _render(options: argparse.Namespace, model: Path, store: ChunkStore, frames:
     settings = VideoSettings(options.width, options.height, options.fps, crf=options.crf)
     shown = {name: getattr(options, name) for name in ("prompt", "negative_prompt", "seed", "width", "height")}
     take = Take(store, options.take or name_for(options.output.stem), shown, resume=not options.no_resume)
-    pipeline = _pipeline(options, model)
+    pipeline = load_pipeline(model, **loading(options))
     with TerminalBar(pipeline.steps_per_chunk(frames, **sampling(options.steps)), options.fps) as bar:
         write_film(pipeline, {**_request(options, frames), "on_step": bar.on_step}, take, options.output, settings, bar)
-
-
-def _pipeline(options: argparse.Namespace, model: Path) -> HeliosPipeline:
-    return load_pipeline(
-        model,
-        options.device,
-        options.dtype,
-        offload=options.offload,
-        attention=options.attention,
-        fp8_matmul=options.fp8_matmul,
-        compile=options.compile,
-        cuda_graphs=options.cuda_graphs,
-    )
 
 
 def _request(options: argparse.Namespace, frames: int) -> dict[str, Any]:
@@ -172,15 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--steps", type=int, nargs="+", help="steps per stage (default: the variant's)")
     command.add_argument("--guidance", type=float, help="guidance scale (default: the variant's)")
-    command.add_argument("--device", help="cuda, cpu, mps (default: cuda where there is one)")
-    command.add_argument("--dtype", choices=DTYPES, help="default: bfloat16, float32 on cpu")
-    command.add_argument(
-        "--offload", choices=OFFLOADS, help="small device memory: blocks come from the file, or from host memory"
-    )
-    command.add_argument("--attention", choices=ATTENTION_NAMES, default="auto", help="attention kernels")
-    command.add_argument("--fp8-matmul", action="store_true", help="8-bit matrix products: smaller, not the same video")
-    command.add_argument("--compile", action="store_true", help="torch.compile; the first chunk takes longer")
-    command.add_argument("--cuda-graphs", action="store_true", help="record the network once and replay it")
+    add_loading(command)
     command.add_argument("--take", help="name in the list of takes (default: the output's)")
     command.add_argument("--store", type=Path, help=f"folder of chunks (default: {FOLDER_NAME} beside --output)")
     command.add_argument("--no-resume", action="store_true", help="make every chunk anew")
@@ -199,4 +175,5 @@ def _parser() -> argparse.ArgumentParser:
     download.add_command(commands)
     drift.add_command(commands)
     bench.add_command(commands)
+    farm.add_command(commands)
     return parser
