@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from ..errors import HeliosError, reason, shortened
+from ..networks.settings import readable_lines
 from ..pipeline import HeliosPipeline
-from ..settings import readable_lines
 from ..take.progress import TerminalBar
 from ..take.store import FOLDER_NAME, ChunkStore, write_atomically
 from ..take.take import Take

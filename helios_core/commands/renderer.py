@@ -17,7 +17,7 @@ from ..distributed.farm_worker import Watch
 from ..distributed.jobs import Job
 from ..errors import HeliosError, reason, shortened
 from ..pipeline import HeliosPipeline
-from ..samplers import SchedulerConfig, sampler_of
+from ..samplers import ChunkSampler, SchedulerConfig, sampler_of
 from ..take.fingerprint import fingerprint, folder_fingerprint
 from ..take.history import check_size
 from ..take.take import Take
@@ -46,15 +46,12 @@ class PipelineRenderer:
     def checked(self, job: Job) -> Job:
         """See :class:`Renderer`; a model that another machine has is checked there."""
         job.check_media()
-        folder = model_folder(job.model)
-        if folder is None:
-            return job
-        source = open_transformer(folder)
-        scheduler = SchedulerConfig.from_dict(source.scheduler)
-        sampler = sampler_of(source.variant, scheduler, source.is_cfg_zero_star, **sampling(job.steps))
-        check_size(job.width, job.height, sampler.size_multiple)
+        sampler = _sampler(job)
+        if sampler is not None:
+            check_size(job.width, job.height, sampler.size_multiple)
         # Workers have another current folder; other machines have the pack and the hub's cache elsewhere.
-        return replace(job, model=str(folder)) if Path(job.model).is_dir() else job
+        is_folder = job.model not in TINY_NAMES and Path(job.model).is_dir()
+        return replace(job, model=str(Path(job.model).resolve())) if is_folder else job
 
     def identity(self, model: str) -> str:
         """See :class:`Renderer`."""
@@ -105,6 +102,20 @@ class PipelineRenderer:
                 "folder that all workers see, or download it there."
             )
         return found
+
+
+def _sampler(job: Job) -> ChunkSampler | None:
+    """The sampler that will make the film; None where the model is not here."""
+    if job.model in TINY_NAMES:
+        variant = VARIANTS[job.model.removeprefix(TINY_PREFIX)]
+        name, scheduler, zero_star = variant.name, variant.scheduler, variant.zero_star
+    else:
+        folder = model_folder(job.model)
+        if folder is None:
+            return None
+        source = open_transformer(folder)
+        name, scheduler, zero_star = source.variant, source.scheduler, source.is_cfg_zero_star
+    return sampler_of(name, SchedulerConfig.from_dict(scheduler), zero_star, **sampling(job.steps))
 
 
 def model_folder(model: str) -> Path | None:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from ..errors import HeliosError
-from ..settings import readable_lines
+from ..networks.settings import readable_lines
 from .farm_worker import FarmFolder, Outcome
 from .jobs import Job
 

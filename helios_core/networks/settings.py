@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .errors import HeliosError, reason, shortened
+from ..errors import HeliosError, reason, shortened
 
 T = TypeVar("T")
 # Configurations and indices have kilobytes; parsed JSON takes several times the room of its text.
