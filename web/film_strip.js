@@ -1,5 +1,5 @@
-// Film strip of Helios Chunk Chain and Helios Render Video: brings together the page's takes, the node's plan and the
-// strip that draws both.
+// Film strip of Helios Chunk Chain, Render Video and Farm Render: brings together the page's takes, the node's plan and
+// the strip that draws both.
 
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
@@ -13,7 +13,7 @@ import { addStripStyle, STRIP_HEIGHT } from './lib/strip_style.js'
 
 /** @typedef {import('./lib/takes.js').TakeState} TakeState */
 
-const NODES = ['HeliosChunkChain', 'HeliosRenderVideo']
+const NODES = ['HeliosChunkChain', 'HeliosRenderVideo', 'HeliosFarmRender']
 const MARGIN = 6
 const FIRST_WIDTH = 360
 

@@ -64,7 +64,7 @@ def connected(address: str | None) -> Iterator[ModuleType]:
     own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
         ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else own))
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except Exception as error:  # Ray raises plain ones, too, of a node that did not start in time
         raise HeliosError(
             f"no Ray cluster can be reached at {address or 'this machine'} ({reason(error)}); start one with "
             "'ray start --head', or give its address."

@@ -123,7 +123,8 @@ class Job:
     def shown(self) -> dict[str, Any]:
         """What the take's manifest tells people."""
         known = {"prompt": self.rows[0][1], "seed": self.seed, "width": self.width, "height": self.height}
-        return known | {"negative_prompt": self.negative_prompt, "rows": [list(row) for row in self.rows]}
+        known |= {"negative_prompt": self.negative_prompt, "rows": [list(row) for row in self.rows]}
+        return known | {"num_chunks": self.chunks, "fps": self.fps}
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def read_jobs(path: Path, defaults: Mapping[str, str], sizes: Sizes) -> list[Job
     jobs: list[Job | BadRow] = []
     taken: dict[str, int] = {}
     for number, row in enumerate(rows, 1):
-        job = row if isinstance(row, BadRow) else _job(row, number, path.parent, defaults, sizes)
+        job = row if isinstance(row, BadRow) else job_of(row, number, path.parent, defaults, sizes)
         before = taken.setdefault(job.id, number)
         if before != number:
             job = BadRow(f"row {number}", f"its id {job.id} is row {before}'s too; give each row its own.")
@@ -211,7 +212,10 @@ def _cell(value: Any) -> str:
     return "" if value is None else value.strip() if isinstance(value, str) else json.dumps(value)
 
 
-def _job(row: Mapping[str, str], number: int, folder: Path, defaults: Mapping[str, str], sizes: Sizes) -> Job | BadRow:
+def job_of(
+    row: Mapping[str, str], number: int, folder: Path, defaults: Mapping[str, str], sizes: Sizes
+) -> Job | BadRow:
+    """A row's job; paths in it begin at ``folder``, the rest is as for :func:`read_jobs`."""
     name = row.get("id", f"{number:04}")
     # A length in one column is no reason to refuse the default of another.
     has_length = any(column in row for column in LENGTHS)
