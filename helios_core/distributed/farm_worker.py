@@ -102,12 +102,16 @@ def _is_step(event: Event) -> bool:
     return event["event"] == "sampling"
 
 
-class WorkerReport(FilmCounter):
-    """Tells of one film's chunks."""
+class StoppedError(KeyboardInterrupt):
+    """Somebody wants no more of the film; its take's manifest says that it was interrupted."""
 
-    def __init__(self, job: Job, news: News, steps_per_chunk: list[int]):
+
+class WorkerReport(FilmCounter):
+    """Tells of one film's chunks; ends it at its next step once ``stop`` is set."""
+
+    def __init__(self, job: Job, news: News, stop: threading.Event, steps_per_chunk: list[int]):
         super().__init__(steps_per_chunk, job.fps)
-        self._id, self._news = job.id, news
+        self._id, self._news, self._stop = job.id, news, stop
 
     @property
     def sampled(self) -> int:
@@ -128,6 +132,8 @@ class WorkerReport(FilmCounter):
         self._tell("chunk", index, reused=reused, segment=segment)
 
     def _tell(self, event: str, chunk: int, **known: Any) -> None:
+        if self._stop.is_set() and event != "chunk":  # that one comes from the video's thread, which ends by itself
+            raise StoppedError
         numbers = self.progress.numbers()
         self._news.tell({"event": event, "id": self._id, "chunk": chunk, **known, **numbers})
 
@@ -149,7 +155,7 @@ class FilmWorker:
                 f"worker {self.name} runs another version of the pack ({code_version()}, here {version}); install the "
                 "same one there."
             )
-        self._renderer, self._news = renderer, News()
+        self._renderer, self._news, self._stop = renderer, News(), threading.Event()
 
     def identity(self) -> str:
         """Machine and process."""
@@ -159,12 +165,17 @@ class FilmWorker:
         """Events since the last call."""
         return self._news.taken()
 
+    def stop(self) -> None:
+        """Ends the film at work at its next step; finished chunks are kept."""
+        self._stop.set()
+
     def render(self, job: Job, folder: FarmFolder) -> Outcome:
         """Makes one film. What goes wrong is told in the outcome, so that the worker goes on with the next job."""
+        self._stop.clear()
         begun, reports = time.monotonic(), list[WorkerReport]()
 
         def watch(steps_per_chunk: list[int]) -> FilmCounter:
-            reports.append(WorkerReport(job, self._news, steps_per_chunk))
+            reports.append(WorkerReport(job, self._news, self._stop, steps_per_chunk))
             return reports[-1]
 
         message = ""
@@ -173,6 +184,8 @@ class FilmWorker:
             self._renderer.render(job, take, folder.film(job), watch)
         except HeliosError as error:
             message = str(error)
+        except StoppedError:
+            message = "it was stopped; finished chunks are kept."
         except Exception as error:
             log.exception("film %s failed", job.id)
             message = f"it failed on {self.name} ({type(error).__name__}: {reason(error)}); the worker's log has more."

@@ -74,3 +74,8 @@ class StubRenderer:
             time.sleep(self._seconds)
 
         return slowly
+
+
+def size(_model: str) -> tuple[int, int]:
+    """What the stub's films are made in."""
+    return WIDTH, HEIGHT
