@@ -23,6 +23,7 @@ from ..take.progress import FilmCounter
 from ..take.store import ChunkStore
 from ..take.take import Take, name_for
 from ..variants import CHUNK_FRAMES
+from ..video.growing import PARTIAL_SUFFIX
 from .jobs import Job
 
 Event = dict[str, Any]
@@ -58,6 +59,12 @@ class FarmFolder:
 
     def film(self, job: Job) -> Path:
         return self.output / f"{job.id}.mp4"
+
+    def forget(self, name: str) -> None:
+        """Removes a job's film, finished or growing, and its take's manifest; chunks stay in the store."""
+        for suffix in (".mp4", PARTIAL_SUFFIX):
+            (self.output / f"{name}{suffix}").unlink(missing_ok=True)
+        (ChunkStore(self.store).takes / f"{name_for(name)}.json").unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

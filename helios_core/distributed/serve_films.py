@@ -63,6 +63,7 @@ class FilmReplica:
         except asyncio.CancelledError:
             self._worker.stop()
             await made
+            folder.forget(job.id)  # it may have been done in the same moment
             raise
 
 
@@ -227,9 +228,9 @@ class VideoService:
                 self._videos[job.id] = video
 
     def _remove_files(self, name: str) -> None:
-        for suffix in (".json", ".png", ".mp4", ".partial.mp4"):
+        for suffix in (".json", ".png"):
             (self._output / f"{name}{suffix}").unlink(missing_ok=True)
-        (self._store.takes / f"{name_for(name)}.json").unlink(missing_ok=True)
+        self._service.folder.forget(name)
 
 
 async def _fields(request: Request) -> dict[str, Any]:

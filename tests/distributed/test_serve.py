@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -47,6 +48,13 @@ def front_memory() -> float:
     return 0.0
 
 
+def until(condition, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
 async def one(session: aiohttp.ClientSession, url: str, number: int) -> str:
     """What became of one request."""
     wrong = [b"{", b"[1]", b'{"prompt": ""}', b'{"prompt": "x", "size": "63x64"}', b'{"prompt": "x", "lora": "y"}']
@@ -87,7 +95,8 @@ def test_a_hundred_requests(served):
     assert asyncio.run(hundred(url)) == expected
     print(f"front: {after_one:.0f} MiB after a hundred requests, {front_memory():.0f} after two hundred")
     assert front_memory() - after_one < 20
-    assert len(list(folder.glob("*.mp4"))) == 2 * rest and not list(folder.glob("*.part*"))
+    until(lambda: len(list(folder.glob("*.mp4"))) == 2 * rest)  # replicas may still be at films that were taken back
+    assert not list(folder.glob("*.part*"))
     assert len(list(folder.glob("video_*.json"))) == 2 * rest
 
     async def without_token() -> int:
