@@ -121,7 +121,8 @@ function addStrip(node) {
     writeRows: (rows) => writeRows(node, rows),
     redo: (take, chunk) => redo(node, take, chunk),
     versions: (take, chunk) => versionsOf(take, chunk, takes.all()),
-    roll,
+    // Versions are made into the store alone, which this node can and a farm cannot.
+    roll: node.comfyClass === 'HeliosRenderVideo' ? roll : undefined,
     pick: (take, chunk, version) => {
       const refusal = changeSeed(node, take, chunk, version.seed)
       if (!refusal) void app.queuePrompt(0, 1)

@@ -21,7 +21,7 @@ from ..take.chunk import Chunk
 from ..take.fingerprint import fingerprint
 from ..take.progress import FilmCounter
 from ..take.store import ChunkStore
-from ..take.take import Take, name_for
+from ..take.take import Take
 from ..variants import CHUNK_FRAMES
 from ..video.growing import PARTIAL_SUFFIX
 from .jobs import Job
@@ -64,7 +64,7 @@ class FarmFolder:
         """Removes a job's film, finished or growing, and its take's manifest; chunks stay in the store."""
         for suffix in (".mp4", PARTIAL_SUFFIX):
             (self.output / f"{name}{suffix}").unlink(missing_ok=True)
-        (ChunkStore(self.store).takes / f"{name_for(name)}.json").unlink(missing_ok=True)
+        (ChunkStore(self.store).takes / f"{name}.json").unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class FilmWorker:
 
         message = ""
         try:
-            take = Take(ChunkStore(folder.store), name_for(job.id), job.shown())
+            take = Take(ChunkStore(folder.store), job.id, job.shown())
             self._renderer.render(job, take, folder.film(job), watch)
         except HeliosError as error:
             message = str(error)

@@ -23,7 +23,6 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from ..errors import HeliosError
 from ..networks.settings import parse_object, read_object
 from ..take.store import ChunkStore, make_folder, write_atomically
-from ..take.take import name_for
 from .farm import RETRIES
 from .farm_worker import FarmFolder, FilmWorker, Outcome, Renderer
 from .jobs import Job, Sizes
@@ -175,7 +174,7 @@ class VideoService:
     def _chunks_done(self, video: Video) -> int:
         """From the take's manifest, which its worker writes."""
         with contextlib.suppress(HeliosError):
-            chunks = read_object(self._store.takes / f"{name_for(video.job.id)}.json").get("chunks")
+            chunks = read_object(self._store.takes / f"{video.job.id}.json").get("chunks")
             return len(chunks) if isinstance(chunks, list) else 0
         return 0
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import farm_stub
 import pytest
 
+from helios_core.commands.renderer import PipelineRenderer
 from helios_core.distributed.farm import RETRIES, Cluster, run_farm
 from helios_core.distributed.farm_worker import FarmFolder, FilmWorker, code_version
 from helios_core.distributed.jobs import Job
@@ -128,3 +129,38 @@ def test_five_hundred_films(ray_cluster, tmp_path):
     assert Counter(film for film, what, _ in notes(tmp_path / "notes") if what == "sampled") == done
     print(f"driver: {sizes[20]:.0f} MiB after 20 films, {sizes[-1]:.0f} after {MANY}, at most {max(sizes):.0f}")
     assert max(sizes[20:]) - sizes[20] < 60
+
+
+def test_workers_of_a_machine_share_the_weights(ray_cluster, tiny_folder, tmp_path):
+    """What two processes have in memory of the weights' files is one copy: their proportional share is half of it."""
+    import ray
+
+    folder = FarmFolder(tmp_path, tmp_path / "store")
+    model = str(tiny_folder("distilled"))
+    ray.init(ray_cluster.address, log_to_driver=False)
+    try:
+        kind = ray.remote(FilmWorker).options(num_cpus=1)
+        workers = [kind.remote(PipelineRenderer({}), code_version()) for _ in range(2)]
+        jobs = [Job(f"f{i}", ((0, "boat"),), model, 64, 64, 33, steps=(1, 1, 1)) for i in range(2)]
+        for outcome in ray.get([w.render.remote(job, folder) for w, job in zip(workers, jobs, strict=True)]):
+            assert outcome.status == "finished", outcome.message
+        names = ray.get([worker.identity.remote() for worker in workers])
+        maps = [mapped(int(name.rpartition(":")[2])) for name in names]
+    finally:
+        ray.shutdown()
+    print(f"weights in two workers, KiB: {maps}")
+    for one in maps:
+        assert one["Rss"] > 0 and one["Private_Dirty"] == 0
+        assert one["Pss"] <= 0.55 * one["Rss"]
+
+
+def mapped(pid: int) -> Counter:
+    """KiB of a process's mappings of safetensors files."""
+    found, counts = Counter(), False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if "-" in line.split()[0]:
+            counts = line.endswith(".safetensors")
+        elif counts and rest.strip().endswith("kB"):
+            found[name] += int(rest.split()[0])
+    return found

@@ -171,3 +171,13 @@ def test_answers_to_what_is_no_request(served):
         assert (await ask(service, "GET", "/", **bearing))[0] == 404
 
     asyncio.run(go())
+
+
+def test_the_applications_arguments(tiny_folder, tmp_path):
+    from helios_core.distributed.serve import app
+
+    assert type(app({"model": str(tiny_folder("distilled")), "output": str(tmp_path)})).__name__ == "Application"
+    with pytest.raises(HeliosError, match="argument 'modle' is unknown; use model, output"):
+        app({"modle": "x"})
+    with pytest.raises(HeliosError, match="replicas='none' is no whole number of at least 1"):
+        app({"replicas": "none"})
