@@ -18,8 +18,6 @@ from ..errors import HeliosError, reason
 from .farm_worker import Event, FarmFolder, FilmWorker, Outcome, Renderer, code_version
 from .jobs import Job
 
-# A job that ends its worker so many times is given up.
-RETRIES = 3
 POLL_SECONDS = 0.25
 # Jobs and outcomes are small; Ray's own default is a third of the memory.
 OBJECT_STORE_BYTES = 100_000_000
@@ -84,6 +82,8 @@ def run_farm(
         HeliosError: no cluster, or none of its workers can be used.
     """
     if jobs:
+        for job in jobs:
+            folder.tries(job).unlink(missing_ok=True)  # of a farm that was killed
         with connected(cluster.address) as ray:
             yield from _Farm(ray, renderer, folder, tell).run(jobs, cluster)
 
@@ -135,7 +135,7 @@ class _Farm:
             num_cpus=cluster.cpus or share,
             num_gpus=1 if gpus else 0,
             max_restarts=-1,
-            max_task_retries=RETRIES,
+            max_task_retries=-1,  # a machine that is gone uses several up before that is known
             max_concurrency=2,  # a film, and news of it
             scheduling_strategy="SPREAD",
         )
@@ -173,9 +173,6 @@ class _Farm:
             outcome: Outcome = self._pool.get_next_unordered(timeout=POLL_SECONDS)
         except TimeoutError:
             return None
-        except self._ray.exceptions.ActorUnavailableError as error:
-            why = f"its worker died {RETRIES + 1} times while it was made"
-            outcome = _lost(before[error.actor_id][1], why)
         except self._ray.exceptions.RayActorError as error:
             outcome = _lost(before[error.actor_id][1], _last_line(error))
         return outcome

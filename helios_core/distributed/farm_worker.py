@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -25,6 +26,9 @@ from ..take.take import Take
 from ..variants import CHUNK_FRAMES
 from ..video.growing import PARTIAL_SUFFIX
 from .jobs import Job
+
+# A job that ended its worker so many times is given up.
+MOST_TRIES = 4
 
 Event = dict[str, Any]
 Watch = Callable[[list[int]], FilmCounter]
@@ -59,6 +63,10 @@ class FarmFolder:
 
     def film(self, job: Job) -> Path:
         return self.output / f"{job.id}.mp4"
+
+    def tries(self, job: Job) -> Path:
+        """Grows by a byte each time that a worker begins the job, and is gone when one ends it."""
+        return self.output / f".{job.id}.tries"
 
     def forget(self, name: str) -> None:
         """Removes a job's film, finished or growing, and its take's manifest; chunks stay in the store."""
@@ -187,6 +195,7 @@ class FilmWorker:
 
         message = ""
         try:
+            self._count_try(job, folder.tries(job))
             take = Take(ChunkStore(folder.store), job.id, job.shown())
             self._renderer.render(job, take, folder.film(job), watch)
         except HeliosError as error:
@@ -196,6 +205,7 @@ class FilmWorker:
         except Exception as error:
             log.exception("film %s failed", job.id)
             message = f"it failed on {self.name} ({type(error).__name__}: {reason(error)}); the worker's log has more."
+        folder.tries(job).unlink(missing_ok=True)
         return Outcome(
             id=job.id,
             status="failed" if message else "finished",
@@ -207,6 +217,14 @@ class FilmWorker:
             seconds=round(time.monotonic() - begun, 3),
             news=self._news.taken(),
         )
+
+    def _count_try(self, job: Job, tries: Path) -> None:
+        """Gives up a job whose workers died again and again: Ray retries without end, for it counts machines too."""
+        with contextlib.suppress(OSError):  # a folder that cannot be written is told by who needs it
+            with tries.open("ab") as file:
+                file.write(b".")
+            if tries.stat().st_size > MOST_TRIES:
+                raise HeliosError(f"its worker died {MOST_TRIES} times while it was made; finished chunks are kept.")
 
 
 @functools.cache

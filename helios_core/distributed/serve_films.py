@@ -23,8 +23,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from ..errors import HeliosError
 from ..networks.settings import parse_object, read_object
 from ..take.store import ChunkStore, make_folder, write_atomically
-from .farm import RETRIES
-from .farm_worker import FarmFolder, FilmWorker, Outcome, Renderer
+from .farm_worker import MOST_TRIES, FarmFolder, FilmWorker, Outcome, Renderer
 from .jobs import Job, Sizes
 from .serve_api import LARGEST_IMAGE, Video, checked, video_of
 
@@ -147,9 +146,9 @@ class VideoService:
     async def _follow(self, video: Video) -> None:
         """Has the film made, again where its replica died."""
         name = video.job.id
-        message, seconds = f"its worker died {RETRIES + 1} times; ask again: finished chunks are kept.", None
+        message, seconds = f"its worker died {MOST_TRIES} times; ask again: finished chunks are kept.", None
         try:
-            for _ in range(RETRIES + 1):
+            for _ in range(MOST_TRIES):
                 if name not in self._videos:
                     return
                 self._responses[name] = self._replicas.render.remote(video.job, self._service.folder)

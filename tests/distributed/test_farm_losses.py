@@ -15,8 +15,8 @@ import farm_stub
 import pytest
 
 from helios_core.commands.renderer import PipelineRenderer
-from helios_core.distributed.farm import RETRIES, Cluster, run_farm
-from helios_core.distributed.farm_worker import FarmFolder, FilmWorker, code_version
+from helios_core.distributed.farm import Cluster, run_farm
+from helios_core.distributed.farm_worker import MOST_TRIES, FarmFolder, FilmWorker, code_version
 from helios_core.distributed.jobs import Job
 
 pytestmark = pytest.mark.slow
@@ -112,7 +112,7 @@ def test_a_film_that_ends_its_worker_each_time(ray_cluster, tmp_path, monkeypatc
         "film 1": "failed",
         "film 2": "finished",
     }
-    assert f"its worker died {RETRIES + 1} times" in outcomes["film 1"].message
+    assert f"its worker died {MOST_TRIES} times" in outcomes["film 1"].message
 
 
 def test_five_hundred_films(ray_cluster, tmp_path):
@@ -132,7 +132,7 @@ def test_five_hundred_films(ray_cluster, tmp_path):
 
 
 def test_workers_of_a_machine_share_the_weights(ray_cluster, tiny_folder, tmp_path):
-    """What two processes have in memory of the weights' files is one copy: their proportional share is half of it."""
+    """All that two workers have in memory of the weights' files are pages of the system's one copy of them."""
     import ray
 
     folder = FarmFolder(tmp_path, tmp_path / "store")
@@ -150,8 +150,8 @@ def test_workers_of_a_machine_share_the_weights(ray_cluster, tiny_folder, tmp_pa
         ray.shutdown()
     print(f"weights in two workers, KiB: {maps}")
     for one in maps:
-        assert one["Rss"] > 0 and one["Private_Dirty"] == 0
-        assert one["Pss"] <= 0.55 * one["Rss"]
+        assert one["Rss"] > 0 and one["Anonymous"] == one["Private_Dirty"] == 0
+    assert any(one["Shared_Clean"] for one in maps)
 
 
 def mapped(pid: int) -> Counter:
