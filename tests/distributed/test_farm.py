@@ -7,15 +7,19 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+import pytest
 
 from helios_core.commands.cli import main
 from helios_core.commands.renderer import PipelineRenderer, model_size
 from helios_core.distributed.farm_worker import FarmFolder, FilmWorker, code_version
-from helios_core.distributed.jobs import read_jobs
+from helios_core.distributed.jobs import read_jobs, read_table
 
 PROMPTS = ("a boat, red", "rain", "snow on a roof")
 CHUNKS = 2
+HELIOSBENCH = Path(__file__).resolve().parents[3] / "shared" / "prompts" / "heliosbench.csv"
 
 
 def table(folder: Path, *rows: dict) -> Path:
@@ -24,9 +28,9 @@ def table(folder: Path, *rows: dict) -> Path:
     return path
 
 
-def rows(model: Path, **more) -> list[dict]:
-    usual = {"model": str(model), "width": 64, "height": 64, "chunks": CHUNKS, "steps": [1, 1, 1], **more}
-    return [{"id": f"film {i}", "prompt": prompt, "seed": i, **usual} for i, prompt in enumerate(PROMPTS)]
+def rows(model: Path, prompts: Sequence[str]) -> list[dict]:
+    usual = {"model": str(model), "width": 64, "height": 64, "chunks": CHUNKS, "steps": [1, 1, 1]}
+    return [{"id": f"film {i}", "prompt": prompt, "seed": i, **usual} for i, prompt in enumerate(prompts)]
 
 
 def events(text: str) -> list[dict]:
@@ -77,22 +81,34 @@ class Killer(threading.Thread):
         return 0
 
 
-def test_a_killed_worker_costs_the_chunk_at_work(ray_cluster, tiny_folder, tmp_path, capsys):
-    wanted = rows(tiny_folder("distilled"))
-    jobs, output = table(tmp_path, *wanted), tmp_path / "films"
+def check_a_killed_worker(cluster, folder: Path, wanted: list[dict], capsys) -> None:
+    """Films of two workers, one of which is killed: all are there, as one process makes them, and no chunk twice."""
+    jobs, output = table(folder, *wanted), folder / "films"
     killer = Killer(output / "helios_store")
     killer.start()
-    command = ["farm", str(jobs), "--output", str(output), "--workers", "2", "--address", ray_cluster.address, "--json"]
+    command = ["farm", str(jobs), "--output", str(output), "--workers", "2", "--address", cluster.address, "--json"]
     assert main(command) == 0
     told = events(capsys.readouterr().out)
     assert killer.killed
     assert {event["id"] for event in of("film", told)} == {row["id"] for row in wanted}
     assert all(path.stat().st_ino == inode for path, inode in killer.kept.items()), "what was kept is not made again"
     sampled = [(event["id"], event["chunk"]) for event in of("chunk", told) if not event["reused"]]
-    assert len(sampled) == len(set(sampled)) and len(sampled) <= len(PROMPTS) * CHUNKS
+    assert len(sampled) == len(set(sampled)) and len(sampled) <= len(wanted) * CHUNKS
     chunks = list((output / "helios_store").glob("*.chunk.safetensors"))
-    assert len(chunks) == len(PROMPTS) * CHUNKS
-    made = one_process(tmp_path, jobs)
+    assert len(chunks) == len(wanted) * CHUNKS
+    made = one_process(folder, jobs)
     for row in wanted:
         film = f"{row['id']}.mp4"
         assert (output / film).read_bytes() == (made.output / film).read_bytes()
+    assert not [path.name for path in output.iterdir() if path.name.startswith(".")], "nothing is left over"
+
+
+def test_a_killed_worker_costs_the_chunk_at_work(ray_cluster, tiny_folder, tmp_path, capsys):
+    check_a_killed_worker(ray_cluster, tmp_path, rows(tiny_folder("distilled"), PROMPTS), capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HELIOSBENCH.is_file(), reason="HeliosBench's prompts are not beside the checkout")
+def test_eight_films_of_heliosbench(ray_cluster, tiny_folder, tmp_path, capsys):
+    prompts = [row["prompt"] for row in read_table(HELIOSBENCH)[:8]]
+    check_a_killed_worker(ray_cluster, tmp_path, rows(tiny_folder("distilled"), prompts), capsys)
