@@ -9,6 +9,7 @@ from .chunks import HeliosChunkChain, HeliosDecode, HeliosSampleChunk
 from .cutting import HeliosChunkFrames, HeliosSplitVideo
 from .download import HeliosDownloadModel
 from .drift import HeliosDriftReport
+from .farm import HeliosFarmRender
 from .history import HeliosApplyHistory, HeliosEmptyHistory
 from .history_files import HeliosLoadHistory, HeliosSaveHistory
 from .join import HeliosJoinVideos
@@ -67,6 +68,7 @@ class HeliosExtension(ComfyExtension):
             HeliosChunkFrames,
             HeliosSplitVideo,
             HeliosProcessVideo,
+            HeliosFarmRender,
         ]
         return [checked(node) for node in nodes]
 

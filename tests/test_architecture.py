@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE = ROOT / "helios_core"
 PRODUCT = [*sorted(CORE.rglob("*.py")), *sorted((ROOT / "nodes").rglob("*.py"))]
 MOST_LINES, MOST_ENTRIES = 350, 12
+# Named on a command line and imported by nobody, so that it may bring rooms together as __main__ does.
+ENTRY_POINTS = {CORE / "distributed" / "serve.py"}
 
 
 def tree(file: Path) -> ast.Module:
@@ -108,7 +110,11 @@ def test_no_room_imports_in_a_circle():
         return "/".join(parts[:2]) if len(parts) > 2 or parts[0] == "helios_core" else "nodes"
 
     edges: dict[str, set[str]] = {}
-    for file, targets in graph().items():
+    files = graph()
+    assert not ENTRY_POINTS & {target for targets in files.values() for target in targets}
+    for file, targets in files.items():
+        if file in ENTRY_POINTS:
+            continue
         edges.setdefault(room(file), set()).update(room(target) for target in targets if room(target) != room(file))
     assert circle(edges) is None
 

@@ -147,6 +147,12 @@ GRAPHS: dict[str, dict[str, dict[str, Any]]] = {
         "1": _node("HeliosRenderVideo", num_chunks=44),
         "2": _node("HeliosProcessVideo", video=["1", 0]),
     },
+    "HeliosFarmRender": {
+        "1": _node(
+            "HeliosFarmRender", prompts="a white boat on a calm sea\n---\n0: a calm sea\n7: a storm", num_chunks=14
+        ),
+        "2": _node("HeliosSplitVideo", video=["1", 0], chunks="7"),
+    },
     "HeliosPromptScheduleText": {
         "1": _node("HeliosTextEncoderLoader", text_encoder="Helios-Distilled"),
         "2": _node(

@@ -1,5 +1,5 @@
-// Film strip of Helios Chunk Chain, Render Video and Live Video: brings together the page's takes, the node's plan and the
-// strip that draws both.
+// Film strip of Helios Chunk Chain, Render Video, Live Video and Farm Render: brings together the page's takes, the
+// node's plan and the strip that draws both.
 
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
@@ -15,7 +15,8 @@ import { FilmStrip, STRIP_HEIGHT } from './lib/strip.js'
 /** @typedef {import('./lib/versions.js').Version} Version */
 
 const LIVE = 'HeliosLiveVideo'
-const NODES = ['HeliosChunkChain', 'HeliosRenderVideo', LIVE]
+const FARM = 'HeliosFarmRender'
+const NODES = ['HeliosChunkChain', 'HeliosRenderVideo', LIVE, FARM]
 const MARGIN = 6
 const FIRST_WIDTH = 360
 
@@ -116,7 +117,8 @@ function replaceStale(node, element) {
 const changes = (node) => ({
   writeRows: (/** @type {[number, string][]} */ rows) => writeRows(node, rows),
   versions: (/** @type {TakeState} */ take, /** @type {number} */ chunk) => versionsOf(take, chunk, takes.all()),
-  roll,
+  // Versions are made into the store alone, which a farm cannot.
+  roll: node.comfyClass === FARM ? undefined : roll,
   pick: (/** @type {TakeState} */ take, /** @type {number} */ chunk, /** @type {Version} */ version) => {
     const refusal = changeSeed(node, take, chunk, version.seed)
     if (!refusal) void app.queuePrompt(0, 1)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import HeliosError, shortened
-from ..settings import read_object
+from ..networks.settings import read_object
 from ..variants import BASE, DISTILLED, MID, VARIANTS
 from .header import TensorEntry, read_header
 from .mapped import map_file

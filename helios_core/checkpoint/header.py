@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import torch
 
 from ..errors import HeliosError, shortened
-from ..settings import LARGEST
+from ..networks.settings import LARGEST
 
 DTYPES = {
     "F64": torch.float64,

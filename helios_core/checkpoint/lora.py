@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import HeliosError, reason, shortened
-from ..settings import parse_object
+from ..networks.settings import parse_object
 from .folder import existing_file, read_tensors
 from .header import read_header
 from .load import quoted

@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import HeliosError, shortened
+from ..networks.settings import parse_object
 from ..networks.transformer import TransformerConfig
-from ..settings import parse_object
 from ..variants import VARIANTS
 from .folder import open_folder, read_entries, read_tensors, weight_files
 from .foreign import refuse_foreign

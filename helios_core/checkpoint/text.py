@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from ..errors import HeliosError, reason
+from ..networks.settings import as_number, check_range, read_object
 from ..networks.text import TextEncoder, Tokenizer
-from ..settings import as_number, check_range, read_object
 from .folder import read_json, read_tensors, weight_files
 from .load import check_state_dict
 from .streaming.text import stream_encoder

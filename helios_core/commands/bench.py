@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from ..errors import HeliosError, reason, shortened
+from ..networks.settings import readable_lines
 from ..pipeline import HeliosPipeline
 from ..take.progress import TerminalBar
 from ..take.store import FOLDER_NAME, ChunkStore, write_atomically
@@ -229,12 +230,5 @@ def _film(pipeline: HeliosPipeline, row: Row, options: argparse.Namespace) -> di
 
 def known_results(path: Path, settings: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
     """Results of an earlier run with the same settings, by id and length; a line that was cut off is made again."""
-    found = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            result = json.loads(line)
-            if result["settings"] == settings:
-                found[result["id"], result["frames"]] = result
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found
+    known = (result for result in readable_lines(path) if result.get("settings") == settings)
+    return {(result["id"], result["frames"]): result for result in known if {"id", "frames"} <= result.keys()}

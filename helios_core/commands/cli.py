@@ -13,10 +13,8 @@ from typing import Any
 
 import torch
 
-from ..checkpoint.streaming import OFFLOADS
 from ..errors import HeliosError, shortened
 from ..networks.parallel.team import Team
-from ..networks.transformer import ATTENTION_NAMES
 from ..pipeline import HeliosPipeline
 from ..take.anti_drift import SETTINGS, AntiDrift
 from ..take.film import MOST_CHUNKS, chunk_count
@@ -26,9 +24,9 @@ from ..take.store import CHUNK_SUFFIX, FOLDER_NAME, ChunkStore
 from ..take.take import Take, name_for
 from ..variants import CHUNK_FRAMES, DEFAULT, RELEASED_SIZE, VARIANTS
 from ..video.segments import VideoSettings
-from . import bench, convert, download, drift
+from . import bench, convert, download, drift, farm
 from .embedded import embedded
-from .films import DTYPES, load_pipeline, sampling, write_film
+from .films import add_loading, load_pipeline, loading, sampling, write_film
 from .tiny import write_tiny
 
 LONGEST_SECONDS = MOST_CHUNKS * CHUNK_FRAMES  # at one frame a second
@@ -112,13 +110,7 @@ def _render(options: argparse.Namespace, model: Path, store: ChunkStore, frames:
 def _pipeline(options: argparse.Namespace, model: Path, team: Team) -> HeliosPipeline:
     return load_pipeline(
         model,
-        options.device,
-        options.dtype,
-        offload=options.offload,
-        attention=options.attention,
-        fp8_matmul=options.fp8_matmul,
-        compile=options.compile,
-        cuda_graphs=options.cuda_graphs,
+        **loading(options),
         context_parallel=max(1, team.size // (2 if options.cfg_parallel else 1)),
         cfg_parallel=options.cfg_parallel,
     )
@@ -191,15 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--steps", type=int, nargs="+", help="steps per stage (default: the variant's)")
     command.add_argument("--guidance", type=float, help="guidance scale (default: the variant's)")
-    command.add_argument("--device", help="cuda, cpu, mps (default: cuda where there is one)")
-    command.add_argument("--dtype", choices=DTYPES, help="default: bfloat16, float32 on cpu")
-    command.add_argument(
-        "--offload", choices=OFFLOADS, help="small device memory: blocks come from the file, or from host memory"
-    )
-    command.add_argument("--attention", choices=ATTENTION_NAMES, default="auto", help="attention kernels")
-    command.add_argument("--fp8-matmul", action="store_true", help="8-bit matrix products: smaller, not the same video")
-    command.add_argument("--compile", action="store_true", help="torch.compile; the first chunk takes longer")
-    command.add_argument("--cuda-graphs", action="store_true", help="record the network once and replay it")
+    add_loading(command)
     command.add_argument(
         "--cfg-parallel", action="store_true", help="under torchrun, half of the processes take the negative prompt"
     )
@@ -221,4 +205,5 @@ def _parser() -> argparse.ArgumentParser:
     download.add_command(commands)
     drift.add_command(commands)
     bench.add_command(commands)
+    farm.add_command(commands)
     return parser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import torch
 
+from ..checkpoint.streaming import OFFLOADS
+from ..networks.transformer import ATTENTION_NAMES
 from ..pipeline import HeliosPipeline
 from ..take.render import FilmObserver, render_film
 from ..take.take import Take
@@ -28,6 +31,25 @@ def load_pipeline(model: Path, device: str | None = None, dtype: str | None = No
     return HeliosPipeline.from_pretrained(
         model, DTYPES[dtype or ("float32" if device == "cpu" else "bfloat16")], device, **options
     )
+
+
+def add_loading(command: argparse.ArgumentParser) -> None:
+    """Adds the options of :func:`loading`."""
+    command.add_argument("--device", help="cuda, cpu, mps (default: cuda where there is one)")
+    command.add_argument("--dtype", choices=DTYPES, help="default: bfloat16, float32 on cpu")
+    command.add_argument(
+        "--offload", choices=OFFLOADS, help="small device memory: blocks come from the file, or from host memory"
+    )
+    command.add_argument("--attention", choices=ATTENTION_NAMES, default="auto", help="attention kernels")
+    command.add_argument("--fp8-matmul", action="store_true", help="8-bit matrix products: smaller, not the same video")
+    command.add_argument("--compile", action="store_true", help="torch.compile; the first chunk takes longer")
+    command.add_argument("--cuda-graphs", action="store_true", help="record the network once and replay it")
+
+
+def loading(options: argparse.Namespace) -> dict[str, Any]:
+    """The keywords of :func:`load_pipeline` that the command line gives."""
+    names = ("device", "dtype", "offload", "attention", "fp8_matmul", "compile", "cuda_graphs")
+    return {name: getattr(options, name) for name in names}
 
 
 def sampling(steps: Sequence[int] | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import HeliosError, shortened
-from ..settings import check_range, typed
+from ..networks.settings import check_range, typed
 
 # Dynamic shift: 0.5 at 256 tokens, 1.15 at 4096, linear between and beyond.
 SHIFT_TOKENS = (256, 4096)

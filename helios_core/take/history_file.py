@@ -13,7 +13,7 @@ from torch import Tensor
 from ..checkpoint.folder import existing_file
 from ..checkpoint.mapped import map_file
 from ..errors import HeliosError, shortened
-from ..settings import parse_object
+from ..networks.settings import parse_object
 from .anti_drift import PART
 from .fingerprint import fingerprint
 from .history import History

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import HeliosError
-from ..settings import read_object
+from ..networks.settings import read_object
 from ..video.growing import is_growing
 from .store import TAKE_FORMAT, ChunkStore
 from .take import check_name

@@ -135,14 +135,52 @@ class OpenProgress(RenderProgress):
             self.rate = CHUNK_FRAMES / max(time.monotonic() - self.started, 1e-6)
 
 
-class TerminalBar:
-    """Shows :meth:`RenderProgress.text` on standard error."""
+class FilmCounter:
+    """A :class:`~helios_core.take.render.FilmObserver` that counts; front ends show what they like in :meth:`at`."""
 
     def __init__(self, steps_per_chunk: list[int], fps: float = 24):
         self.progress = RenderProgress(steps_per_chunk, fps)
+
+    def on_step(self, chunk: int) -> OnStep:
+        """The step callback of a chunk."""
+
+        def report(step: Progress) -> None:
+            self.progress.step()
+            self.stepped(chunk, step)
+
+        return report
+
+    def stepped(self, _chunk: int, step: Progress) -> None:
+        """A step of the chunk is done."""
+        self.at(f"stage {step.stage} step {step.step}/{step.total}")
+
+    def at(self, position: str) -> None:
+        """What the chunk is at now."""
+
+    def decoding(self, chunk: Chunk) -> None:
+        """See :class:`~helios_core.take.render.FilmObserver`, also for the next ones."""
+        if chunk.reused:
+            self.progress.reuse()
+        self.at("decoding")
+
+    def decoded(self, _chunk: Chunk, _frames: Tensor | None) -> None:
+        self.progress.chunk()
+        self.at("starting")
+
+    def on_disk(self, _index: int, _reused: bool, _segment: str) -> None:
+        pass
+
+    def writing(self) -> None:
+        self.at("writing the file")
+
+
+class TerminalBar(FilmCounter):
+    """Shows :meth:`RenderProgress.text` on standard error."""
+
+    def __init__(self, steps_per_chunk: list[int], fps: float = 24):
+        super().__init__(steps_per_chunk, fps)
         self._bar = tqdm(total=self.progress.total_steps, unit="step", bar_format="{l_bar}{bar}| {postfix}")
-        self._position = "starting"
-        self._show()
+        self.at("starting")
 
     def __enter__(self) -> TerminalBar:
         return self
@@ -150,37 +188,7 @@ class TerminalBar:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def on_step(self, _chunk: int) -> OnStep:
-        """The step callback of any chunk."""
-
-        def report(step: Progress) -> None:
-            self.progress.step()
-            self._bar.update()
-            self.at(f"stage {step.stage} step {step.step}/{step.total}")
-
-        return report
-
     def at(self, position: str) -> None:
         """Shows what the chunk is at."""
-        self._position = position
-        self._show()
-
-    def decoding(self, chunk: Chunk) -> None:
-        """See :class:`~helios_core.take.render.FilmObserver`, also for the next ones."""
-        if chunk.reused:
-            self._bar.update(self.progress.steps_per_chunk[self.progress.chunks_done])
-            self.progress.reuse()
-        self.at("decoding")
-
-    def decoded(self, _chunk: Chunk, _frames: Tensor | None) -> None:
-        self.progress.chunk()
-        self._show()
-
-    def on_disk(self, *_: object) -> None:
-        pass
-
-    def writing(self) -> None:
-        self.at("writing the file")
-
-    def _show(self) -> None:
-        self._bar.set_postfix_str(self.progress.text(self._position))
+        self._bar.update(self.progress.position - self._bar.n)
+        self._bar.set_postfix_str(self.progress.text(position))

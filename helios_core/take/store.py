@@ -35,7 +35,7 @@ from torch import Tensor
 
 from ..checkpoint.header import header_of
 from ..errors import HeliosError, reason
-from ..settings import parse_object, read_object
+from ..networks.settings import parse_object, read_object
 from .chunk import Chunk
 from .fingerprint import DIGEST_BYTES, fingerprint
 from .history import History

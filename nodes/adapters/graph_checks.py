@@ -226,7 +226,7 @@ CHECKS: dict[str, Callable[[Wired], None]] = {
     "HeliosRenderVideo": _check_render,
     "HeliosLiveVideo": _check_live,
     **dict.fromkeys((APPLY, "HeliosModelLoader", "HeliosLoadModel"), _check_core_samplers),
-    **dict.fromkeys(("HeliosJoinVideos", "HeliosProcessVideo"), _check_prefix),
+    **dict.fromkeys(("HeliosJoinVideos", "HeliosProcessVideo", "HeliosFarmRender"), _check_prefix),
     "HeliosPromptSchedule": _check_schedule,
     "HeliosPromptScheduleText": _check_schedule_text,
 }

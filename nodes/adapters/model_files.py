@@ -12,7 +12,7 @@ from ...helios_core.checkpoint.folder import PIPELINE_CLASSES
 from ...helios_core.commands.embedded import TINY_NAMES, TINY_PREFIX, embedded
 from ...helios_core.commands.tiny import write_tiny
 from ...helios_core.errors import HeliosError, reason, shortened
-from ...helios_core.settings import read_object
+from ...helios_core.networks.settings import read_object
 from ...helios_core.variants import DEFAULT, VARIANTS
 from .sockets import check_text
 

@@ -146,6 +146,7 @@ class TakeFeed:
         hidden: the node's hidden inputs, for the texts of its prompts and the workflow's id.
         store: where the segments lie that :meth:`finished` names.
         store_only: as in :class:`TakeState`.
+        rows: the prompts, where the graph does not tell them.
     """
 
     def __init__(
@@ -158,6 +159,7 @@ class TakeFeed:
         hidden: Any = None,
         store: ChunkStore | None = None,
         store_only: bool = False,
+        rows: Sequence[tuple[int, str]] | None = None,
     ):
         context = get_executing_context()
         node = getattr(context, "node_id", None) or ""
@@ -184,7 +186,7 @@ class TakeFeed:
             height=history.height,
             seed=seed,
             seed_changes=seed_changes,
-            rows=prompt_rows(getattr(hidden, "prompt", None) or {}, node),
+            rows=prompt_rows(getattr(hidden, "prompt", None) or {}, node) if rows is None else rows,
             progress=progress.numbers(),
             resumable=bool(name) and self._queued is not None,
             store_only=store_only,

@@ -71,6 +71,7 @@ RELEASED: dict[str, dict[str, Any]] = {
         "seed_changes": "",
     },
     "HeliosJoinVideos": {"fps": 24.0, "codec": "h264", "quality": 18, "audio_offset": 0.0},
+    "HeliosFarmRender": {"model": "Helios-Distilled", "width": 640, "height": 384, "num_chunks": 3, "seed": 0},
     "HeliosAntiDrift": {"threshold": 0.15, "strength": 0.1, "momentum": 0.9},
 }
 ADVANCED = {
@@ -91,6 +92,7 @@ ADVANCED = {
     "HeliosChunkFrames": {"chunk_frames"},
     "HeliosSplitVideo": {"chunk_frames"},
     "HeliosProcessVideo": {"frames_at_once"},
+    "HeliosFarmRender": {"seed_changes"},
 }
 
 ADD_BLUEPRINT = """async id => {

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ...errors import HeliosError, shortened
-from ...settings import check_range, typed
+from ..settings import check_range, typed
 
 # Far above any Helios: beyond these a file is damaged, and building the model would take minutes.
 LARGEST_SIZE, MOST_LAYERS = 2**20, 1000

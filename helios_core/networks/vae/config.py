@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import HeliosError, shortened
-from ...settings import check_range, typed
+from ..settings import check_range, typed
 
 # Statistics of the released Wan 2.1 latent space, one entry per latent channel.
 _WAN21_MEAN = (

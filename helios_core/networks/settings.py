@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .errors import HeliosError, reason, shortened
+from ..errors import HeliosError, reason, shortened
 
 T = TypeVar("T")
 # Configurations and indices have kilobytes; parsed JSON takes several times the room of its text.
@@ -55,6 +56,22 @@ def read_object(path: Path, remedy: str = "download it again") -> dict[str, Any]
     except OSError as error:
         raise HeliosError(f"{path} cannot be read ({reason(error)}); {remedy}.") from None
     return parse_object(text, str(path), remedy)
+
+
+def readable_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file that grows by a line at a time; what a kill cut off is left out, as is a missing file.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            with contextlib.suppress(ValueError, RecursionError):
+                content = json.loads(line)
+                if isinstance(content, dict):
+                    yield content
 
 
 def typed(cls: type[T], content: Mapping[str, Any], what: str, renamed: Mapping[str, str] | None = None) -> T:

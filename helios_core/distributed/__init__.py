@@ -1,0 +1,1 @@
+"""Many processors for one film, and many machines for many films."""

@@ -1,0 +1,106 @@
+"""The application on real Ray Serve: a hundred requests at once, of which some are wrong and some are taken back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections import Counter
+from pathlib import Path
+
+import aiohttp
+import farm_stub
+import pytest
+
+pytestmark = pytest.mark.slow
+ASKED, MALFORMED, CANCELLED, CHUNKS = 100, 20, 10, 2
+TOKEN = {"Authorization": "Bearer secret"}
+
+
+@pytest.fixture
+def served(ray_cluster, tmp_path, monkeypatch):
+    """The address of a service with two replicas, and its folder."""
+    import ray
+    from ray import serve
+
+    from helios_core.distributed.serve import DEFAULTS, application
+
+    monkeypatch.setenv("HELIOS_SERVE_TOKEN", "secret")
+    ray.init(ray_cluster.address, log_to_driver=False)
+    values = {**DEFAULTS, "model": "stub", "output": str(tmp_path / "films"), "replicas": "2", "queue": str(ASKED)}
+    stub = farm_stub.StubRenderer(tmp_path / "notes", seconds=0.1)
+    serve.start(http_options={"host": "127.0.0.1", "port": 18437})
+    serve.run(application(values, stub, farm_stub.size))
+    yield "http://127.0.0.1:18437/v1/videos", tmp_path / "films"
+    serve.shutdown()
+    ray.shutdown()
+
+
+def front_memory() -> float:
+    """MiB of the process that takes the requests."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"VideoService" in (process / "cmdline").read_bytes():
+                return int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+        except OSError:
+            continue
+    return 0.0
+
+
+def until(condition, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+async def one(session: aiohttp.ClientSession, url: str, number: int) -> str:
+    """What became of one request."""
+    wrong = [b"{", b"[1]", b'{"prompt": ""}', b'{"prompt": "x", "size": "63x64"}', b'{"prompt": "x", "lora": "y"}']
+    body = wrong[number % len(wrong)] if number < MALFORMED else json.dumps(
+        {"prompt": f"film {number}", "seed": number, "num_frames": 33 * CHUNKS}
+    ).encode()  # fmt: skip
+    async with session.post(url, data=body) as response:
+        told = await response.json()
+        if response.status != 200:
+            return f"{response.status}"
+    name = told["id"]
+    if number < MALFORMED + CANCELLED:
+        await asyncio.sleep(0.02 * number)
+        async with session.delete(f"{url}/{name}") as response:
+            assert response.status == 200
+        async with session.get(f"{url}/{name}") as response:
+            return f"deleted, then {response.status}"
+    while told["status"] in ("queued", "in_progress"):
+        await asyncio.sleep(0.5)
+        async with session.get(f"{url}/{name}") as response:
+            told = await response.json()
+    async with session.get(f"{url}/{name}/content") as response:
+        content = await response.read()
+    return f"{told['status']}, {'a film' if content[4:8] == b'ftyp' else content[:80]}"
+
+
+async def hundred(url: str) -> Counter:
+    async with aiohttp.ClientSession(headers=TOKEN, timeout=aiohttp.ClientTimeout(600)) as session:
+        return Counter(await asyncio.gather(*(one(session, url, number) for number in range(ASKED))))
+
+
+def test_a_hundred_requests(served):
+    url, folder = served
+    rest = ASKED - MALFORMED - CANCELLED
+    expected = {"400": MALFORMED, "deleted, then 404": CANCELLED, "completed, a film": rest}
+    assert asyncio.run(hundred(url)) == expected
+    after_one = front_memory()
+    assert asyncio.run(hundred(url)) == expected
+    print(f"front: {after_one:.0f} MiB after a hundred requests, {front_memory():.0f} after two hundred")
+    assert front_memory() - after_one < 20
+    until(lambda: len(list(folder.glob("*.mp4"))) == 2 * rest)  # replicas may still be at films that were taken back
+    assert not list(folder.glob("*.part*"))
+    assert len(list(folder.glob("video_*.json"))) == 2 * rest
+
+    async def without_token() -> int:
+        async with aiohttp.ClientSession() as session, session.get(url) as response:
+            return response.status
+
+    assert asyncio.run(without_token()) == 401
