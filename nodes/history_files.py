@@ -7,14 +7,13 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..helios_core.errors import HeliosError, shortened
+from ..helios_core.errors import HeliosError
 from ..helios_core.take.history import History
 from ..helios_core.take.history_file import load_history, save_history
+from .adapters.history_paths import SUFFIX, history_path
 from .adapters.model_files import check_prefix, save_path
-from .adapters.sockets import check_text
 from .history import HistoryType
 
-SUFFIX = ".safetensors"
 SUBFOLDER = "helios_history"
 OUTPUT_MARK = " [output]"
 
@@ -107,26 +106,3 @@ def saved_histories() -> list[str]:
     output = Path(folder_paths.get_output_directory())
     saved = sorted(path.relative_to(output).as_posix() for path in (output / SUBFOLDER).glob(f"*{SUFFIX}"))
     return found + [name + OUTPUT_MARK for name in saved]
-
-
-def history_path(file: str) -> Path:
-    """The file behind a choice.
-
-    Raises:
-        HeliosError: it leaves ComfyUI's folders, or does not exist.
-    """
-    check_text("file", file)
-    name, folder = folder_paths.annotated_filepath(file)
-    folder = folder or folder_paths.get_input_directory()
-    path = Path(folder) / name
-    if not folder_paths.is_within_directory(folder, str(path)) or path.suffix != SUFFIX:
-        raise HeliosError(
-            f"file {shortened(file)} is not a {SUFFIX} file within ComfyUI's input or output folder; choose one."
-        )
-    try:
-        found = path.is_file()
-    except OSError:  # a name too long for the file system
-        found = False
-    if not found:
-        raise HeliosError(f"file {shortened(file)} does not exist; choose one that Helios Save History wrote.")
-    return path

@@ -32,8 +32,8 @@ def _model_input(name: str, what: str, kind: str) -> io.Combo.Input:
         name,
         options=choices(kind),
         default=default_choice(kind),
-        tooltip=f"The released Helios folder under models/diffusers whose {what} is loaded, or a single safetensors "
-        f"file under models/{kind}. The helios-tiny choices have random weights and need no download.",
+        tooltip=f"The released Helios folder under models/diffusers whose {what} is loaded, or a single file under "
+        f"models/{kind}. The helios-tiny choices have random weights and need no download.",
     )
 
 
@@ -127,8 +127,9 @@ class HeliosModelLoader(io.ComfyNode):
             node_id="HeliosModelLoader",
             display_name="Helios Model Loader",
             category="Helios/loaders",
-            description="Loads the Helios transformer from a released folder or a single file, in bf16, fp16, fp32 or "
-            "scaled fp8. It knows whether it is Base, Mid or Distilled, and only that variant's sampler accepts it.",
+            description="Loads the Helios transformer from a released folder or a single file: bf16, fp16, fp32, "
+            "scaled fp8, or GGUF (Q8_0, Q5_1, Q5_0, Q4_1, Q4_0). It knows whether it is Base, Mid or Distilled, and "
+            "only that variant's sampler accepts it.",
             search_aliases=["load helios", "helios checkpoint", "helios unet", "helios diffusion model"],
             inputs=[
                 _model_input("model", "transformer", TRANSFORMERS),

@@ -15,7 +15,8 @@ from torch import Tensor
 from ..helios_core.errors import HeliosError, reason
 from ..helios_core.take.history import History, check_size
 from ..helios_core.take.reference import NoiseRange, image_history, video_history
-from ..helios_core.variants import PIXELS_PER_TOKEN
+from ..helios_core.variants import FPS, PIXELS_PER_TOKEN
+from ..helios_core.video.frames import at_rate
 from .adapters.graph_checks import check_node
 from .adapters.sockets import Least
 from .history import DEFAULT_HEIGHT, DEFAULT_WIDTH, HistoryType, seed_input, size_inputs
@@ -178,7 +179,7 @@ class HeliosVideoHistory(io.ComfyNode):
                     "video",
                     [io.Video, io.Image],
                     tooltip="The clip to continue, at least 33 frames: a VIDEO (Load Video) or its frames as IMAGE. "
-                    "Helios works at 24 fps.",
+                    "A VIDEO of another rate than Helios's 24 fps is converted.",
                 ),
                 *size_inputs(),
                 *noise_inputs(),
@@ -219,12 +220,16 @@ class HeliosVideoHistory(io.ComfyNode):
 
 
 def _frames(video: Any) -> Tensor:
-    """The frames of a VIDEO, which core reads only now."""
+    """The frames of a VIDEO, which core reads only now, at the rate that Helios works at."""
     try:
-        images = video.get_components().images
+        content = video.get_components()
+        images, rate = content.images, float(content.frame_rate)
     # PyAV and core fail in whatever a damaged file meets first.
     except Exception as error:
         raise HeliosError(f"video cannot be read ({reason(error)}); give a whole video file.") from error
     if images.ndim != 4 or not images.shape[0]:
         raise HeliosError("video has no frames; give a whole video file of at least 33 frames.")
-    return images
+    shown = at_rate(len(images), rate)
+    if len(shown) != len(images):
+        log.info("The clip's %d frames at %g fps are taken as %d at %g.", len(images), rate, len(shown), FPS)
+    return images[shown]

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from textwrap import dedent
+from typing import Any
+
+from helios_core.variants import CHUNK_FRAMES, FPS
+from helios_setup.paths import API_WORKFLOWS
 
 from .template_layout import Column, Group, Note
 
@@ -56,11 +61,42 @@ HEIGHTS = {
 
 @dataclass(frozen=True)
 class Template:
-    """How the graph workflows/api/`api`.json appears in the template browser, and its notes."""
+    """How the graph workflows/api/`api`.json appears in the template browser, and its notes.
+
+    ``section`` and ``use`` are written on its picture: the frontend shows no description of a pack's template.
+    """
 
     api: str
     title: str
+    section: str
+    use: str
     notes: tuple[Note, ...]
+
+    @property
+    def variant(self) -> str:
+        return self.api.split("_")[1]
+
+
+def graph_of(template: Template) -> dict[str, Any]:
+    """Its API graph."""
+    return json.loads((API_WORKFLOWS / f"{template.api}.json").read_text(encoding="utf-8"))
+
+
+# Frames a second on an H100, from the paper; Mid's are not published.
+PUBLISHED_RATES = {"distilled": 19.53, "base": 0.54}
+
+
+def cost(template: Template) -> str:
+    """How long the film is, and what it takes with the released weights; computed."""
+    nodes = graph_of(template).values()
+    chunks = sum(node["inputs"].get("num_chunks", node["class_type"] == "HeliosSampleChunk") for node in nodes)
+    frames, rate = chunks * CHUNK_FRAMES, PUBLISHED_RATES.get(template.variant)
+    time = "time not published" if rate is None else f"about {_seconds(frames / rate)} on an H100"
+    return f"{_seconds(frames / FPS)} of film, {time}; from 12 GB of VRAM (computed)"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def note(title: str, text: str, column: int = 0, height: float = 200.0) -> Note:
@@ -101,6 +137,11 @@ GUIDANCE = {
     "Mid": "5.0 is the released setting.",
     "Distilled": "leave it at 1.0, for which the model was distilled. The negative prompt counts only above 1.",
 }
+USES = {
+    "t2v": "A paragraph becomes a video.",
+    "i2v": "Your image moves.",
+    "v2v": "Your clip goes on.",
+}
 TASKS = {
     "t2v": ("Text to Video", ""),
     "i2v": (
@@ -136,11 +177,19 @@ def changes(variant: str, task: str) -> Note:
     )
 
 
-def released(variant: str, task: str) -> Template:
+MORE = {
+    "Mid": "With guidance and a negative prompt.",
+    "Base": "50 full steps, to compare and to train on.",
+}
+
+
+def released(variant: str, task: str, section: str) -> Template:
     """The template of one variant and task."""
     return Template(
         f"helios_{variant.lower()}_{task}",
         f"Helios {variant} - {TASKS[task][0]}",
+        section,
+        USES[task] + ("" if variant == "Distilled" else f" {MORE[variant]}"),
         (weights(variant), changes(variant, task)),
     )
 
@@ -159,32 +208,16 @@ READING = note(
 )
 
 
+# In the order of their pictures' numbers.
 TEMPLATES = (
-    *(released(variant, task) for variant in ("Distilled", "Mid", "Base") for task in TASKS),
-    Template(
-        "helios_distilled_interactive",
-        "Helios Distilled - Interactive Prompts",
-        (
-            weights("Distilled"),
-            note(
-                "What to change",
-                """
-                ## A film in several prompts
-
-                - **Prompt 1, 2, 3**: what happens, one paragraph each. Connect more to the schedule as you like.
-                - **first_chunks**: the chunk each prompt begins at. A chunk is 33 frames, 1.4 seconds.
-                - **blend**: chunks over which a new prompt takes over; 3 is the released setting.
-                - **num_chunks**: the whole length, 21 here: 29 seconds.
-
-                Changing a later prompt leaves the chunks before it exactly as they were.
-                """,
-                height=290,
-            ),
-        ),
-    ),
+    released("Distilled", "t2v", "Start here"),
+    released("Distilled", "i2v", "Image"),
+    released("Distilled", "v2v", "Video"),
     Template(
         "helios_distilled_long_video",
         "Helios Distilled - Long Video",
+        "Long",
+        "A minute straight to disk; goes on after a stop.",
         (
             weights("Distilled"),
             note(
@@ -232,6 +265,8 @@ TEMPLATES = (
     Template(
         "helios_distilled_anchored_minute",
         "Helios - Anchored Minute",
+        "Long",
+        "A minute that holds to your image.",
         (
             weights("Distilled"),
             note(
@@ -252,27 +287,33 @@ TEMPLATES = (
         ),
     ),
     Template(
-        "helios_distilled_drift_report",
-        "Helios - Drift Report",
+        "helios_distilled_interactive",
+        "Helios Distilled - Interactive Prompts",
+        "Interactive",
+        "Prompts that change on the way.",
         (
             weights("Distilled"),
             note(
                 "What to change",
                 """
-                ## See where a film goes wrong
+                ## A film in several prompts
 
-                - **Any film**: connect Load Video to the report instead of Render Video.
-                - **prompt_changes**: the chunks at which the prompt changes, like 7, 14. A change there is no fault.
-                - **num_chunks**: 14 here, 19 seconds. Drift shows in long films.
+                - **Prompt 1, 2, 3**: what happens, one paragraph each. Connect more to the schedule as you like.
+                - **first_chunks**: the chunk each prompt begins at. A chunk is 33 frames, 1.4 seconds.
+                - **blend**: chunks over which a new prompt takes over; 3 is the released setting.
+                - **num_chunks**: the whole length, 21 here: 29 seconds.
+
+                Changing a later prompt leaves the chunks before it exactly as they were.
                 """,
-                height=220,
+                height=290,
             ),
-            READING,
         ),
     ),
     Template(
         "helios_distilled_hand_chained",
         "Helios Distilled - Chunks by Hand",
+        "By hand",
+        "One node a chunk; roll again from any of them.",
         (
             weights("Distilled"),
             note(
@@ -290,4 +331,27 @@ TEMPLATES = (
             ),
         ),
     ),
+    Template(
+        "helios_distilled_drift_report",
+        "Helios - Drift Report",
+        "Check",
+        "See where a film goes wrong.",
+        (
+            weights("Distilled"),
+            note(
+                "What to change",
+                """
+                ## See where a film goes wrong
+
+                - **Any film**: connect Load Video to the report instead of Render Video.
+                - **prompt_changes**: the chunks at which the prompt changes, like 7, 14. A change there is no fault.
+                - **num_chunks**: 14 here, 19 seconds. Drift shows in long films.
+                """,
+                height=220,
+            ),
+            READING,
+        ),
+    ),
+    *(released("Mid", task, "Mid") for task in TASKS),
+    *(released("Base", task, "Base") for task in TASKS),
 )

@@ -12,7 +12,8 @@ from torch import Tensor
 from ..errors import HeliosError, shortened
 from ..networks.settings import read_object
 from ..variants import BASE, DISTILLED, MID, VARIANTS
-from .header import TensorEntry, read_header
+from .gguf import any_header
+from .header import TensorEntry
 from .mapped import map_file
 
 LONGEST_NAME = 255  # of most file systems
@@ -143,4 +144,4 @@ def read_entries(files: Iterable[Path]) -> dict[str, tuple[Path, TensorEntry]]:
     Raises:
         HeliosError: a file is truncated, or is no safetensors file.
     """
-    return {key: (file, entry) for file in files for key, entry in read_header(file).tensors.items()}
+    return {key: (file, entry) for file in files for key, entry in any_header(file).tensors.items()}

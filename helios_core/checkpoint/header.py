@@ -14,6 +14,7 @@ import torch
 
 from ..errors import HeliosError, shortened
 from ..networks.settings import LARGEST
+from .packed import Form
 
 DTYPES = {
     "F64": torch.float64,
@@ -36,22 +37,32 @@ _SIGNS = (
     (b"<", "is a web page, not a safetensors file: its download needs a login or the direct link"),
     (b"version https://git-lfs", "is a Git LFS pointer, not the file it stands for: run git lfs pull"),
     (b"PK\x03\x04", "is a zip or PyTorch file, not a safetensors file: choose the .safetensors version"),
-    (b"GGUF", "is a GGUF file, not a safetensors file: choose the .safetensors version"),
+    (b"GGUF", "is a GGUF file, which is read for transformers alone: choose the .safetensors version"),
 )
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lies: ``start`` and ``end`` are byte offsets from the beginning of the file."""
+    """Where one tensor lies: ``start`` and ``end`` are byte offsets from the beginning of the file.
+
+    ``shape`` is that of the numbers; where they are packed as ``form``, the file has them as uint8.
+    """
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     start: int
     end: int
+    form: Form | None = None
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """As the file has it, in elements of ``dtype``."""
+        return self.shape if self.form is None else self.form.packed_shape(self.shape)
 
     @property
     def count(self) -> int:
-        return math.prod(self.shape)
+        """Elements of ``dtype`` in the file."""
+        return math.prod(self.stored_shape)
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,7 @@ class Header:
     tensors: dict[str, TensorEntry]
     metadata: dict[str, str]
     data_start: int
+    is_gguf: bool = False
 
 
 def read_header(path: str | Path) -> Header:

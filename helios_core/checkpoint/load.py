@@ -12,13 +12,12 @@ from ..errors import HeliosError, shortened
 from ..networks.transformer import HeliosTransformer
 from ..networks.transformer.fp8 import narrowed, use_fp8
 from .foreign import recognise, refuse_foreign
-from .quantised import scales, without_companions
+from .quantised import Decoder, Scaled, decoders, layer_formats, shape_of, without_companions
 from .source import TransformerSource
 
 NAMES_SHOWN, LONGEST_NAME = 3, 160
 # The reference keeps these float32 whatever the model's type is.
 FLOAT32_PARTS = ("time_embedding.", "modulation", "norm3.", "history_key_scale")
-_WHOLE_BYTES = (torch.uint8,)  # how two 4-bit numbers are stored: their tensor is narrower than the layer
 
 
 def load_transformer(
@@ -29,7 +28,7 @@ def load_transformer(
 ) -> HeliosTransformer:
     """The transformer of a released folder or single file, ready to run.
 
-    Tensors that are already of ``dtype`` stay memory-mapped on the CPU. Scaled fp8 is multiplied out; with
+    Tensors that are already of ``dtype`` stay memory-mapped on the CPU. Scaled fp8 and GGUF are multiplied out; with
     ``fp8_matmul`` the matrices of all but the first and last blocks stay, or become, fp8.
 
     Raises:
@@ -38,37 +37,37 @@ def load_transformer(
     with torch.device("meta"):
         model = HeliosTransformer(**source.config.to_dict(), dtype=dtype)
     state = source.state_dict()
-    check_state_dict(model, state, source.path)
-    factors = scales(state, source.metadata, source.path)
+    check_state_dict(model, state, source.path, metadata=source.metadata)
+    decode = decoders(state, source.metadata, source.path)
     narrow = {f"{layer}.weight" for layer in use_fp8(model)} if fp8_matmul else set()
     placed: dict[str, Tensor] = {}
     for key, tensor in without_companions(state).items():
         if key in narrow:
-            placed |= _placed_fp8(key, tensor, device, factors.get(key))
+            placed |= _placed_fp8(key, tensor, device, decode.get(key))
         else:
-            placed[key] = place(key, tensor, dtype, device, factors.get(key))
+            placed[key] = place(key, tensor, dtype, device, decode.get(key))
     model.load_state_dict(placed, assign=True)
     return model.requires_grad_(False).eval()
 
 
-def _placed_fp8(key: str, tensor: Tensor, device: torch.device | str, scale: Tensor | None) -> dict[str, Tensor]:
+def _placed_fp8(key: str, tensor: Tensor, device: torch.device | str, decode: Decoder | None) -> dict[str, Tensor]:
     """A matrix and its scale; one that is e4m3 in the file stays as it is."""
-    if scale is not None and scale.numel() == 1 and tensor.dtype == torch.float8_e4m3fn:
-        return {key: tensor.to(device), f"{key}_scale": scale.to(device, torch.float32).reshape(())}
-    content = narrowed(place(key, tensor, torch.float32, device, scale))
+    if isinstance(decode, Scaled) and isinstance(decode.scale, float) and tensor.dtype == torch.float8_e4m3fn:
+        return {key: tensor.to(device), f"{key}_scale": torch.tensor(decode.scale, device=device)}
+    content = narrowed(place(key, tensor, torch.float32, device, decode))
     return {key: content["weight"], f"{key}_scale": content["weight_scale"]}
 
 
 def place(
-    key: str, tensor: Tensor, dtype: torch.dtype, device: torch.device | str = "cpu", scale: Tensor | None = None
+    key: str, tensor: Tensor, dtype: torch.dtype, device: torch.device | str = "cpu", decode: Decoder | None = None
 ) -> Tensor:
     """One tensor in its run-time precision (float32 for the parts the reference keeps so).
 
-    ``scale`` is that of a quantised weight. Nothing is copied where type and device are right already.
+    ``decode`` is that of a quantised weight. Nothing is copied where type and device are right already.
     """
     target = torch.float32 if keeps_float32(key) else dtype
-    if scale is not None:
-        return tensor.to(device=device, dtype=torch.float32).mul_(scale.to(device)).to(target)
+    if decode is not None:
+        return decode(tensor.to(device), target)
     return tensor.to(device=device, dtype=target)
 
 
@@ -78,7 +77,11 @@ def keeps_float32(key: str) -> bool:
 
 
 def check_state_dict(
-    model: torch.nn.Module, state: Mapping[str, Tensor], source: Path | str, kind: str = "Helios transformer"
+    model: torch.nn.Module,
+    state: Mapping[str, Tensor],
+    source: Path | str,
+    kind: str = "Helios transformer",
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Compares names and shapes with what the model needs; ``kind`` is what the message calls it.
 
@@ -87,6 +90,7 @@ def check_state_dict(
     Raises:
         HeliosError: one sentence with the count and the first names of each kind of difference.
     """
+    forms = layer_formats(state, metadata or {}, Path(source))
     state = without_companions(state)
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     if kind == "Helios transformer" and recognise(state) is not None and wanted.keys() - state.keys():
@@ -99,7 +103,7 @@ def check_state_dict(
         "misshaped": [
             f"{key} {list(state[key].shape)} instead of {list(shape)}"
             for key, shape in wanted.items()
-            if key in state and state[key].dtype not in _WHOLE_BYTES and tuple(state[key].shape) != shape
+            if key in state and shape_of(key, state[key], forms) not in (None, shape)
         ],
     }
     told = [f"{len(names)} {fault} ({_first(names)})" for fault, names in faults.items() if names]

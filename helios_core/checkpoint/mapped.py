@@ -14,24 +14,28 @@ import torch
 from torch import Tensor
 
 from ..errors import HeliosError
-from .header import TensorEntry, read_header
+from .gguf import any_header
+from .header import TensorEntry
+from .quantised import marker
 
 # Not in Python's mmap module before 3.13: reserve no memory for pages that may never be written.
 MAP_NORESERVE = 0x4000
 
 
 def map_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a safetensors file, and its metadata.
+    """All tensors of a safetensors or GGUF file, and its metadata; packed ones as bytes, beside what says so.
 
     Raises:
         HeliosError: absent, truncated, or another format.
     """
-    header = read_header(path)
+    header = any_header(path)
     try:
         mapping = _map(header.path)
     except OSError as error:
         raise HeliosError(f"{path} cannot be mapped ({error.strerror}); copy it to a local disk.") from None
-    return {name: _view(entry, mapping) for name, entry in header.tensors.items()}, header.metadata
+    tensors = {name: _view(entry, mapping) for name, entry in header.tensors.items()}
+    packed = {name: entry.form for name, entry in header.tensors.items() if entry.form is not None}
+    return tensors | dict(marker(name, form.name) for name, form in packed.items()), header.metadata
 
 
 def _map(path: Path) -> mmap.mmap:
@@ -44,8 +48,10 @@ def _map(path: Path) -> mmap.mmap:
 
 def _view(entry: TensorEntry, mapping: mmap.mmap) -> Tensor:
     if not entry.count:
-        return torch.empty(entry.shape, dtype=entry.dtype)
+        return torch.empty(entry.stored_shape, dtype=entry.dtype)
     if entry.start % entry.dtype.itemsize:
         # Some writers do not align; kernels may require it.
-        return torch.frombuffer(bytearray(mapping[entry.start : entry.end]), dtype=entry.dtype).reshape(entry.shape)
-    return torch.frombuffer(mapping, dtype=entry.dtype, count=entry.count, offset=entry.start).reshape(entry.shape)
+        flat = torch.frombuffer(bytearray(mapping[entry.start : entry.end]), dtype=entry.dtype)
+    else:
+        flat = torch.frombuffer(mapping, dtype=entry.dtype, count=entry.count, offset=entry.start)
+    return flat.reshape(entry.stored_shape)

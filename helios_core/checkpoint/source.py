@@ -17,7 +17,8 @@ from ..networks.transformer import TransformerConfig
 from ..variants import VARIANTS
 from .folder import open_folder, read_entries, read_tensors, weight_files
 from .foreign import refuse_foreign
-from .header import Header, TensorEntry, read_header
+from .gguf import any_header
+from .header import Header, TensorEntry
 from .names import block_number, from_any_layout
 from .quantised import without_companions
 
@@ -53,7 +54,7 @@ class TransformerSource:
 
 
 def open_transformer(path: str | Path, variant: str | None = None) -> TransformerSource:
-    """Reads the configuration of a released folder or of a single safetensors file; touches no weights.
+    """Reads the configuration of a released folder or of a single safetensors or GGUF file; touches no weights.
 
     ``variant`` is needed where the file does not say which one it is, and must agree where it does.
 
@@ -101,7 +102,7 @@ def _from_folder(path: Path) -> TransformerSource:
 
 
 def _from_file(path: Path, variant: str | None) -> TransformerSource:
-    header = read_header(path)
+    header = any_header(path)
     refuse_foreign(header.tensors, path)
     metadata = header.metadata | _read_info(header)
     stated = metadata.get(VARIANT_KEY)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,16 @@ from torch import Tensor
 from ..checkpoint.folder import existing_file, read_entries, weight_files
 from ..checkpoint.header import TensorEntry
 from ..checkpoint.load import check_state_dict, keeps_float32
-from ..checkpoint.quantised import METADATA_KEY, SCALE, quantisation_metadata, scales, without_companions
+from ..checkpoint.packed import BLOCK, FORMS, Form
+from ..checkpoint.quantised import (
+    METADATA_KEY,
+    SCALE,
+    Decoder,
+    Packed,
+    decoders,
+    quantisation_metadata,
+    without_companions,
+)
 from ..checkpoint.source import CONFIG_KEY, SCHEDULER_KEY, VARIANT_KEY, open_transformer
 from ..checkpoint.text import umt5_shapes
 from ..checkpoint.umt5 import MATRICES, SPIECE_TENSOR, TIED_EMBEDDING, umt5_config
@@ -23,6 +32,8 @@ from ..errors import HeliosError
 from ..networks.transformer import HeliosTransformer
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": torch.float8_e4m3fn}
+ARCHITECTURE = "general.architecture"  # every GGUF file has one
+TYPES = (*DTYPES, *FORMS)
 # Numbers per slice: 32 MiB of float32.
 SLICE = 8 << 20
 
@@ -31,8 +42,8 @@ SLICE = 8 << 20
 class Planned:
     """One tensor of the new file, and where it comes from: a slice of ``file``, or ``content``.
 
-    ``scale`` is what the source's own numbers are multiplied by. ``is_scaled`` tensors are written as e4m3 beside
-    a ``_scale``.
+    ``decode`` turns the source's quantised numbers into floats. ``is_scaled`` tensors are written as e4m3 beside a
+    ``_scale``, those with a ``form`` packed.
     """
 
     name: str
@@ -40,13 +51,14 @@ class Planned:
     shape: tuple[int, ...]
     file: Path | None = None
     entry: TensorEntry | None = None
-    scale: float = 1.0
+    decode: Decoder | None = None
     content: bytes = b""
     is_scaled: bool = False
+    form: Form | None = None
 
     @property
     def nbytes(self) -> int:
-        return len(self.content) or TensorEntry(self.dtype, self.shape, 0, 0).count * self.dtype.itemsize
+        return len(self.content) or TensorEntry(self.dtype, self.shape, 0, 0, self.form).count * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -58,19 +70,20 @@ class Plan:
 
 
 def slices(item: Planned, largest: int = SLICE) -> Iterator[Tensor]:
-    """The source's numbers, flat and as float32 where they were scaled."""
+    """The source's numbers, flat, at most ``largest`` of them, and as float32 where they were quantised."""
     assert item.file is not None and item.entry is not None
     size = item.entry.dtype.itemsize
     with item.file.open("rb") as file:
         file.seek(item.entry.start)
         left = item.entry.count
+        largest = largest if item.decode is None else item.decode.stored(largest)
         while left:
             count = min(left, largest)
             buffer = bytearray(count * size)
             if file.readinto(buffer) != len(buffer):
                 raise HeliosError(f"{item.file} ended while it was read; download it again.")
             part = torch.frombuffer(buffer, dtype=item.entry.dtype)
-            yield part if item.scale == 1.0 else part.float() * item.scale
+            yield part if item.decode is None else item.decode(part)
             left -= count
 
 
@@ -86,20 +99,26 @@ def plan_transformer(path: Path, dtype: str, variant: str | None, keep_blocks: i
     found = source.entries()
     with torch.device("meta"):
         model = HeliosTransformer(**source.config.to_dict())
-    check_state_dict(model, {key: entry for key, (_, entry) in found.items()}, path)  # type: ignore[misc]
-    factors = _scales(found, source.metadata, path)
-    last = source.config.num_layers - keep_blocks
+    entries = {key: entry for key, (_, entry) in without_companions(found).items()}
+    check_state_dict(model, entries, path)  # type: ignore[arg-type]
+    form = FORMS.get(dtype)
+    # Packed files are for small cards: GGUF's own converters leave no block out either.
+    kept = 0 if form else keep_blocks
+    last = source.config.num_layers - kept
 
-    def is_scaled(key: str) -> bool:
+    def is_narrow(key: str) -> bool:
         parts = key.split(".")
-        inside = parts[0] == "blocks" and keep_blocks <= int(parts[1]) < last
-        return inside and key.endswith(".weight") and len(found[key][1].shape) == 2
+        inside = parts[0] == "blocks" and kept <= int(parts[1]) < last
+        shape = entries[key].shape
+        fits = len(shape) == 2 and (form is None or shape[1] % BLOCK == 0)
+        return inside and key.endswith(".weight") and fits
 
     tensors = _planned(
         without_companions(found),
-        lambda key: torch.float32 if keeps_float32(key) else DTYPES[dtype],
-        is_scaled,
-        factors,
+        lambda key: torch.float32 if keeps_float32(key) else DTYPES.get(dtype, torch.bfloat16),
+        is_narrow,
+        _decoders(found, source.metadata, path),
+        form,
     )
     metadata = {VARIANT_KEY: source.variant, CONFIG_KEY: json.dumps(source.config.to_dict()),
                 SCHEDULER_KEY: json.dumps(source.scheduler)}  # fmt: skip
@@ -108,6 +127,7 @@ def plan_transformer(path: Path, dtype: str, variant: str | None, keep_blocks: i
 
 def plan_text_encoder(path: Path, dtype: str, _variant: str | None, _keep_blocks: int) -> Plan:
     """transformers' names, and the tokenizer as a tensor: what core's CLIPLoader type wan reads."""
+    _refuse(dtype, FORMS, "text encoder", "fp8 or bf16")
     folder = path / "text_encoder" if (path / "text_encoder").is_dir() else path
     spiece = existing_file(folder.parent / "tokenizer" / "spiece.model").read_bytes()
     found = read_entries(weight_files(folder, "model.safetensors"))
@@ -125,8 +145,7 @@ def plan_text_encoder(path: Path, dtype: str, _variant: str | None, _keep_blocks
 
 def plan_vae(path: Path, dtype: str, _variant: str | None, _keep_blocks: int) -> Plan:
     """Native Wan names, which core's VAELoader detects."""
-    if dtype == "fp8":
-        raise HeliosError("dtype='fp8' is not for the VAE, which is small and convolutional; use bf16 or fp32.")
+    _refuse(dtype, ("fp8", *FORMS), "VAE, which is small and convolutional", "bf16 or fp32")
     folder = path / "vae" if (path / "vae").is_dir() else path
     found = native_vae(read_entries([path] if path.is_file() else weight_files(folder)), path)
     return _finished(_planned(found, lambda _: DTYPES[dtype], lambda _: False, {}), {}, "vae", dtype, path)
@@ -136,19 +155,33 @@ PLANNERS = {"transformer": plan_transformer, "text_encoder": plan_text_encoder, 
 Found = Mapping[str, tuple[Path, TensorEntry]]
 
 
-def _scales(found: Found, metadata: Mapping[str, str], path: Path) -> dict[str, float]:
+def _refuse(dtype: str, unfit: Iterable[str], what: str, remedy: str) -> None:
+    if dtype in unfit:
+        raise HeliosError(f"dtype={dtype!r} is not for the {what}; use {remedy}.")
+
+
+def _decoders(found: Found, metadata: Mapping[str, str], path: Path) -> dict[str, Decoder]:
     companions = found.keys() - without_companions(found).keys()
     state: dict[str, Any] = {key: read_tensor(*found[key]) if key in companions else found[key][1] for key in found}
-    return {key: float(scale) for key, scale in scales(state, metadata, path).items()}
+    packed = {key: Packed(entry.form) for key, (_, entry) in found.items() if entry.form is not None}
+    return {**decoders(state, metadata, path), **packed}
 
 
-def _planned(found: Found, dtype_of: Any, is_scaled: Any, factors: Mapping[str, float]) -> list[Planned]:
+def _planned(
+    found: Found,
+    dtype_of: Callable[[str], torch.dtype],
+    is_narrow: Callable[[str], bool],
+    decode: Mapping[str, Decoder],
+    form: Form | None = None,
+) -> list[Planned]:
     tensors = []
     for key, (file, entry) in found.items():
-        item = Planned(key, dtype_of(key), entry.shape, file, entry, factors.get(key, 1.0))
+        item = Planned(key, dtype_of(key), entry.shape, file, entry, decode.get(key))
+        narrow = is_narrow(key)
         if item.dtype == torch.float8_e4m3fn:
-            scaled = is_scaled(key)
-            item = replace(item, is_scaled=scaled, dtype=item.dtype if scaled else torch.bfloat16)
+            item = replace(item, is_scaled=narrow, dtype=item.dtype if narrow else torch.bfloat16)
+        elif form is not None and narrow and not keeps_float32(key):
+            item = replace(item, form=form, dtype=torch.uint8)
         tensors.append(item)
     return tensors
 
@@ -160,5 +193,7 @@ def _finished(tensors: list[Planned], metadata: dict[str, str], part: str, dtype
                  "helios.converter": "helios_core convert 1"}  # fmt: skip
     if layers:
         metadata[METADATA_KEY] = quantisation_metadata(layers)
+    if dtype in FORMS:
+        metadata[ARCHITECTURE] = "helios"
     # Widest type first, as the safetensors library does: every tensor is then aligned for its type.
     return Plan(sorted(tensors, key=lambda item: -item.dtype.itemsize), metadata)

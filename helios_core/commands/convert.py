@@ -1,4 +1,4 @@
-"""Writes a checkpoint as one safetensors file, tensor by tensor, in bf16, fp16, fp32 or scaled fp8.
+"""Writes a checkpoint as one file, tensor by tensor: safetensors in bf16, fp16, fp32 or scaled fp8, or packed GGUF.
 
 The header is written first, from planned shapes; then every tensor is read, converted and written in slices,
 so that memory does not grow with the model or with its largest tensor.
@@ -18,13 +18,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..checkpoint.header import DTYPE_NAMES, TensorEntry, read_header
+from ..checkpoint.gguf import any_header
+from ..checkpoint.header import DTYPE_NAMES, TensorEntry
+from ..checkpoint.packed import BLOCK, FORMS, pack
+from ..checkpoint.quantised import Packed
 from ..errors import HeliosError
 from ..networks.transformer.fp8 import EXACT_BLOCKS, LARGEST, quantise
 from ..variants import VARIANTS
-from .conversion_plan import DTYPES, PLANNERS, Plan, Planned, read_tensor, slices
+from .conversion_plan import ARCHITECTURE, PLANNERS, TYPES, Plan, Planned, read_tensor, slices
+from .gguf_header import gguf_header
 
 _COMPARED = 1 << 16
+_LARGEST_SCALE = 65504.0  # of float16, which the scales of packed numbers are
 
 
 def convert(
@@ -39,7 +44,8 @@ def convert(
     """Converts one part of a released folder, or a single transformer or VAE file, and checks the result.
 
     Args:
-        dtype: bf16, fp16, fp32 or fp8 (per-tensor scaled e4m3 in ComfyUI's format; not for the VAE).
+        dtype: bf16, fp16, fp32, fp8 (per-tensor scaled e4m3 in ComfyUI's format; not for the VAE), or one of
+            GGUF's q8_0, q5_1, q5_0, q4_1, q4_0 (for the transformer; all else than its blocks' matrices is bf16).
         part: transformer, text_encoder or vae.
         variant: base, mid or distilled, where a single transformer file does not say.
         keep_blocks: how many of the first and of the last blocks fp8 leaves in bf16.
@@ -48,13 +54,14 @@ def convert(
         HeliosError: bad input, not enough space, or a result that differs from its source.
     """
     source, target = Path(source), Path(target)
-    if dtype not in DTYPES or part not in PLANNERS:
+    if dtype not in TYPES or part not in PLANNERS:
         raise HeliosError(
-            f"dtype={dtype!r}, part={part!r} is unknown; use one of {', '.join(DTYPES)} and one of "
+            f"dtype={dtype!r}, part={part!r} is unknown; use one of {', '.join(TYPES)} and one of "
             f"{', '.join(PLANNERS)}."
         )
-    if target.suffix != ".safetensors" or target.exists():
-        why = "exists already" if target.exists() else "does not end in .safetensors"
+    suffix = ".gguf" if dtype in FORMS else ".safetensors"
+    if target.suffix != suffix or target.exists():
+        why = "exists already" if target.exists() else f"does not end in {suffix}, which dtype={dtype!r} is written as"
         raise HeliosError(f"output {target} {why}; choose another file name.")
     plan = PLANNERS[part](source, dtype, variant, keep_blocks)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +110,7 @@ def header_bytes(plan: Plan) -> tuple[bytes, dict[str, int]]:
 
 def write(plan: Plan, target: Path, bar: tqdm) -> None:
     """Header, then tensor by tensor."""
-    start, offsets = header_bytes(plan)
+    start, offsets = (gguf_header if ARCHITECTURE in plan.metadata else header_bytes)(plan)
     with target.open("wb") as out:
         out.write(start)
         for item in plan.tensors:
@@ -126,8 +133,11 @@ def _converted(item: Planned, scale: float) -> Iterator[Tensor]:
         yield torch.frombuffer(bytearray(item.content), dtype=torch.uint8)
         return
     for part in slices(item):
+        if item.form is not None and part.abs().amax() <= _LARGEST_SCALE:
+            yield pack(item.form, part)
+            continue
         result = quantise(part.float(), scale) if item.is_scaled else part.to(item.dtype)
-        if not item.is_scaled and not result.isfinite().all():
+        if item.form is not None or not (item.is_scaled or result.isfinite().all()):
             known = "the source is damaged" if not part.isfinite().all() else f"it does not fit {item.dtype}: use bf16"
             raise HeliosError(f"{item.name} of {item.file} holds infinite or undefined numbers; {known}.")
         yield result
@@ -161,9 +171,9 @@ def verify(plan: Plan, target: Path) -> None:
     Raises:
         HeliosError: any difference beyond the type's rounding.
     """
-    written = read_header(target)
-    wanted = {item.name: (item.dtype, item.shape) for item in plan.tensors}
-    if {name: (entry.dtype, entry.shape) for name, entry in written.tensors.items()} != wanted:
+    written = any_header(target)
+    wanted = {item.name: (item.dtype, item.shape, item.form) for item in plan.tensors}
+    if {name: (entry.dtype, entry.shape, entry.form) for name, entry in written.tensors.items()} != wanted:
         raise HeliosError(f"{target} does not hold what was planned; check the disk and convert again.")
     if written.metadata != plan.metadata:
         raise HeliosError(f"{target} has lost its metadata; check the disk and convert again.")
@@ -173,8 +183,13 @@ def verify(plan: Plan, target: Path) -> None:
 
 
 def _equals_source(item: Planned, entries: Mapping[str, TensorEntry], target: Path) -> bool:
-    copy = replace(item, file=target, entry=entries[item.name], scale=1.0)
+    decode = None if item.form is None else Packed(item.form)
+    copy = replace(item, file=target, entry=entries[item.name], decode=decode)
     for ours, theirs in zip(slices(copy, _COMPARED), slices(item, _COMPARED), strict=False):
+        if item.form is not None:
+            error, largest = ((ours - theirs.float()).abs().view(-1, BLOCK), theirs.float().abs().view(-1, BLOCK))
+            # A step, and the rounding of the scales.
+            return bool((error <= largest.amax(1, keepdim=True) * (2.02 / 2**item.form.bits + 2**-10)).all())
         if not item.is_scaled:
             return torch.equal(ours, theirs.to(item.dtype))
         scale = float(read_tensor(target, entries[f"{item.name}_scale"]))
@@ -189,10 +204,10 @@ def _equals_source(item: Planned, entries: Mapping[str, TensorEntry], target: Pa
 
 def add_command(commands: Any) -> None:
     """Adds ``convert`` to the command line's subparsers."""
-    command = commands.add_parser("convert", help="write one bf16 or fp8 file from a released folder")
-    command.add_argument("source", type=Path, metavar="IN", help="released folder, or a single safetensors file")
-    command.add_argument("target", type=Path, metavar="OUT", help="the .safetensors file to write")
-    command.add_argument("--dtype", choices=DTYPES, default="bf16")
+    command = commands.add_parser("convert", help="write one bf16, fp8 or GGUF file from a released folder")
+    command.add_argument("source", type=Path, metavar="IN", help="released folder, or a single file")
+    command.add_argument("target", type=Path, metavar="OUT", help="the .safetensors file to write; .gguf for q8_0 ...")
+    command.add_argument("--dtype", choices=TYPES, default="bf16")
     command.add_argument("--part", choices=PLANNERS, default="transformer")
     command.add_argument("--variant", choices=VARIANTS, help="where a single file does not say which it is")
     command.set_defaults(run=_run)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoint.header import read_header
+from ..checkpoint.gguf import any_header
 
 DIGEST_BYTES = 20
 # One block in the middle of every tensor, and blocks spread over files of other kinds.
@@ -207,11 +207,11 @@ def _read_fingerprint(path: Path, size: int) -> str:
 
 
 def _blocks(path: Path, size: int) -> list[tuple[int, int]]:
-    """(offset, bytes) of what is read: tensors of a safetensors file, else blocks spread evenly."""
+    """(offset, bytes) of what is read: tensors of a safetensors or GGUF file, else blocks spread evenly."""
     if size <= SPREAD_BLOCKS * BLOCK_BYTES:
         return [(0, size)]
     try:
-        header = read_header(path)
+        header = any_header(path)
     except ValueError:  # another kind of file
         step = (size - BLOCK_BYTES) / (SPREAD_BLOCKS - 1)
         return [(int(i * step), BLOCK_BYTES) for i in range(SPREAD_BLOCKS)]

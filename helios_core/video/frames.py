@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 
 from ..errors import HeliosError
+from ..variants import FPS
+
+# Of the rate: 23.976 is taken for 24.
+SAME_RATE = 0.01
 
 
 def frames_to_uint8(video: Tensor) -> Tensor:
@@ -33,3 +37,13 @@ def as_output(video: Tensor, output_type: str) -> Any:
     if output_type == "pt":
         return unit.permute(0, 2, 1, 3, 4)
     return unit.permute(0, 2, 3, 4, 1).cpu().numpy()
+
+
+def at_rate(count: int, fps: float | None, wanted: float = FPS) -> list[int]:
+    """Which of ``count`` frames at ``fps`` are shown when the clip plays as fast at ``wanted``: the nearest in time.
+
+    All of them where the rates agree, or ``fps`` is not known.
+    """
+    if not fps or abs(fps - wanted) <= SAME_RATE * wanted:
+        return list(range(count))
+    return [min(count - 1, round(index * fps / wanted)) for index in range(int(count * wanted / fps))]

@@ -14,9 +14,11 @@ from ...helios_core.checkpoint import open_transformer
 from ...helios_core.errors import HeliosError
 from ...helios_core.samplers import ChunkSampler
 from ...helios_core.take.history import check_size
+from ...helios_core.take.history_file import load_history
 from ...helios_core.take.prompts import PromptSchedule, parse_schedule
 from ...helios_core.take.reference import NoiseRange
 from ...helios_core.variants import LATENT_CHANNELS, LATENT_SCALE, PIXELS_PER_TOKEN, RELEASED_SIZE
+from .history_paths import history_path
 from .model import check_fits, check_latent_shape
 from .model_files import TINY_NAMES, TINY_PREFIX, check_installed, check_prefix, resolve
 from .prompt_graph import Wired, node_in_validation
@@ -148,7 +150,17 @@ def _history(node: Wired) -> Beginning | None:
     for origin, _ in node.upstream("history"):
         if origin.kind in BEGINNINGS:
             return _beginning(origin)
+        if origin.kind == "HeliosLoadHistory":
+            return _quietly(_saved, origin.value("file", str))
     return None
+
+
+def _saved(file: str | None) -> Beginning | None:
+    """What a saved history says of itself."""
+    if file is None:
+        return None
+    history = load_history(history_path(file))
+    return Beginning(history.width, history.height, history.latents.shape[0])
 
 
 def _check_schedule(node: Wired) -> None:

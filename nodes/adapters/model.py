@@ -20,20 +20,17 @@ import torch
 from comfy.ldm.modules.attention import get_attention_function, optimized_attention
 from torch import Tensor
 
-from ...helios_core.checkpoint.header import read_header
 from ...helios_core.checkpoint.load import check_state_dict, keeps_float32, place
-from ...helios_core.checkpoint.mapped import map_file
 from ...helios_core.checkpoint.source import (
     INFO_TENSOR,
-    TransformerSource,
     info_tensor,
     open_transformer,
-    transformer_tensors,
 )
 from ...helios_core.errors import HeliosError
 from ...helios_core.networks.transformer import HeliosTransformer, TransformerConfig
 from ...helios_core.take.history import History
 from ...helios_core.variants import CHUNK_LATENT_FRAMES, LATENT_SCALE, VARIANTS
+from .model_weights import read_state_dict, unpacked_outside_blocks
 from .operations import with_held_elsewhere
 from .prepared import PREPARED_KEY, PreparedInputs
 from .warnings import warn
@@ -256,6 +253,7 @@ def load_helios_model(
     with torch.device("meta"):
         skeleton = HeliosTransformer(**source.config.to_dict())
     check_state_dict(skeleton, state_dict, source.path)
+    state_dict = unpacked_outside_blocks(state_dict, source.path)
 
     load_device = comfy.model_management.get_torch_device()
     config = HeliosConfig(source.config, source.variant)
@@ -278,29 +276,6 @@ def load_helios_model(
     if attention is not None:
         _use_attention(patcher, attention)
     return patcher
-
-
-def read_state_dict(source: TransformerSource) -> dict[str, Tensor]:
-    """The tensors under our names, memory-mapped."""
-    tensors: dict[str, Tensor] = {}
-    for file in source.files:
-        part, metadata = _read_file(file)
-        part, _ = comfy.utils.convert_old_quants(part, "", metadata=metadata)
-        tensors.update(part)
-    tensors = transformer_tensors(tensors)
-    # Again for the old fp8 files whose marker had a prefix.
-    return comfy.utils.convert_old_quants(tensors, "", metadata={})[0]
-
-
-def _read_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """By core where it needs to know a tensor's place in its file (dynamic VRAM), or was told not to map files.
-
-    Elsewhere core would map the file in a way that Linux refuses where the file is larger than memory.
-    """
-    if comfy.memory_management.aimdo_enabled or comfy.utils.DISABLE_MMAP:
-        read_header(file)
-        return comfy.utils.load_torch_file(str(file), return_metadata=True)
-    return map_file(file)
 
 
 def _choose_dtypes(

@@ -18,6 +18,10 @@ from .sockets import check_text
 
 DIFFUSERS = "diffusers"
 SINGLE_FILES = (".safetensors", ".sft")
+TRANSFORMERS = "diffusion_models"
+# Core lists no GGUF files: the same folders under a name of ours, for these alone.
+PACKED = "helios_gguf"
+folder_paths.folder_names_and_paths[PACKED] = (folder_paths.folder_names_and_paths[TRANSFORMERS][0], {".gguf"})
 # The fastest first.
 RELEASED = {variant.folder: variant.repository for variant in reversed(VARIANTS.values())}
 
@@ -42,8 +46,9 @@ def default_choice(kind: str) -> str:
 
 
 def single_files(kind: str) -> list[str]:
-    """The safetensors files under models/``kind``, as core names them."""
-    return [name for name in folder_paths.get_filename_list(kind) if name.lower().endswith(SINGLE_FILES)]
+    """The safetensors files under models/``kind``, as core names them, and GGUF files that may be transformers."""
+    names = [name for name in folder_paths.get_filename_list(kind) if name.lower().endswith(SINGLE_FILES)]
+    return names + (folder_paths.get_filename_list(PACKED) if kind == TRANSFORMERS else [])
 
 
 def installed_folders() -> dict[str, Path]:
@@ -82,8 +87,8 @@ def check_installed(name: str | None, kind: str) -> str | None:
             "to try the workflow with random weights."
         )
     return (
-        f"model {shortened(name)} is neither a Helios folder under models/diffusers nor a safetensors file under "
-        f"models/{kind}; choose one from the list."
+        f"model {shortened(name)} is neither a Helios folder under models/diffusers nor a safetensors or GGUF file "
+        f"under models/{kind}; choose one from the list."
     )
 
 

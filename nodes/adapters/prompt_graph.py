@@ -16,6 +16,7 @@ from comfy_execution.utils import get_executing_context
 T = TypeVar("T")
 # Longer ways than any graph has; a circle ends there too.
 MOST_LINKS = 1000
+SWITCH = "ComfySwitchNode"  # core's, which hands one of two inputs on
 PRIMITIVES = ("PrimitiveInt", "PrimitiveFloat", "PrimitiveString", "PrimitiveStringMultiline", "PrimitiveBoolean")
 
 _prompt: ContextVar[Mapping[str, Any] | None] = ContextVar("helios_prompt", default=None)
@@ -44,7 +45,21 @@ class Wired:
     inputs: Mapping[str, Any]
 
     def source(self, name: str) -> tuple[Wired, int] | None:
-        """The node and output slot that an input is linked to; None where it is not."""
+        """The node and output slot that an input comes from, past core's switch; None where it is not linked."""
+        step = self._link(name)
+        for _ in range(MOST_LINKS):
+            taken = None if step is None or step[0].kind != SWITCH else step[0]._taken()
+            if step is None or taken is None:
+                return step
+            step = step[0]._link(taken)
+        return None
+
+    def _taken(self) -> str | None:
+        """The input that a switch hands on; None where only running the graph would tell."""
+        switch = self.value("switch", bool)
+        return None if switch is None else "on_true" if switch else "on_false"
+
+    def _link(self, name: str) -> tuple[Wired, int] | None:
         link = self.inputs.get(name)
         if not isinstance(link, list) or len(link) != 2 or not isinstance(link[0], str) or type(link[1]) is not int:
             return None
@@ -56,7 +71,7 @@ class Wired:
         if name not in self.inputs:
             return default
         found: Any = self.inputs[name]
-        origin = self.source(name)
+        origin = self._link(name)
         if origin is not None and origin[0].kind in PRIMITIVES:
             found = origin[0].inputs.get("value")
         if kind is float and type(found) is int:

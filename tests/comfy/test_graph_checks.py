@@ -3,6 +3,9 @@
 import pytest
 from helios_comfy_graphs import SIZE, film, node
 
+from helios_core.take.history import History
+from helios_core.take.history_file import save_history
+
 BASE = "helios-tiny-base"
 
 
@@ -36,6 +39,28 @@ def test_a_size_that_the_pyramid_cannot_divide(comfy):
     late["first"] = node("HeliosSampleChunk", **{k: late["render"]["inputs"][k] for k in CHUNK})
     late["render"]["inputs"]["history"] = ["first", 1]
     assert "width=336" in rejection(comfy, late, "first")[0][2], "the history is followed through a chunk node"
+
+
+def test_what_a_switch_hands_on(comfy):
+    graph = sized(336)
+    graph["good"] = node("HeliosEmptyHistory", width=SIZE, height=SIZE, batch_size=1)
+    graph["which"] = node("ComfySwitchNode", switch=True, on_true=["history", 0], on_false=["good", 0])
+    graph["render"]["inputs"]["history"] = ["which", 0]
+    assert "width=336" in sentence(comfy, graph)
+    graph["which"]["inputs"] |= {"switch": ["which", 0]}
+    assert comfy.post_raw("/prompt", {"prompt": graph})[0] == 400, "a circle ends"
+    graph["which"]["inputs"] |= {"switch": False, "on_false": ["history", 0]}
+    assert "width=336" in sentence(comfy, graph)
+
+
+def test_a_saved_history(comfy):
+    """Of a size that Base takes and Distilled does not."""
+    file = comfy.log_file.parent / "input" / "wide.safetensors"
+    save_history(History.empty(336, 64, 1), file)
+    graph = film()
+    graph["history"] = node("HeliosLoadHistory", file=file.name)
+    assert "width=336" in sentence(comfy, graph)
+    file.unlink()
 
 
 CHUNK = ("model", "positive", "negative", "cfg", "sampler", "history", "seed")

@@ -208,6 +208,7 @@ def refused(comfy, graph) -> str:
     ("name", "kind", "changes", "message"),
     [
         ("helios_distilled_v2v", "HeliosVideoHistory", {"video": ["short", 0]}, "video has 20 frames"),
+        ("helios_distilled_v2v", "HeliosVideoHistory", {"video": ["fast", 0]}, "video has 25 frames"),
         ("helios_distilled_i2v", "HeliosImageHistory", {"noise_sigma_min": 0.5}, "noise sigma range 0.5 to 0.135"),
         ("helios_distilled_interactive", "HeliosPromptSchedule", {"first_chunks": "0, 9, 7"}, "row at chunk 7 follows"),
         ("helios_distilled_interactive", "HeliosPromptSchedule", {"first_chunks": "0, 7"}, "has 2 numbers for 3 rows"),
@@ -230,6 +231,8 @@ def refused(comfy, graph) -> str:
 def test_bad_input_is_refused_in_one_sentence(comfy, name, kind, changes, message):
     graph = quick(name)
     graph["short"] = {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 20, "color": 0}}
+    graph["many"] = {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 63, "color": 0}}
+    graph["fast"] = {"class_type": "CreateVideo", "inputs": {"images": ["many", 0], "fps": 60}}
     graph[find(graph, kind)]["inputs"].update(changes)
     told = refused(comfy, graph)
     if message is None:

@@ -40,16 +40,19 @@ def test_single_files_join_the_list_and_load(comfy, released, expected, rename, 
     assert torch.equal(latents(comfy, graph(name)), expected)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("bf16", 0.02), ("fp16", 0.003), ("fp8", 0.15)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [("bf16", 0.02), ("fp16", 0.003), ("fp8", 0.15), ("q8_0", 0.02), ("q5_1", 0.1), ("q4_0", 0.15)],
+)
 def test_converted_files_load(comfy, released, expected, dtype, tolerance):
-    target = models(comfy, "diffusion_models") / f"converted-{dtype}.safetensors"
+    target = models(comfy, "diffusion_models") / f"converted-{dtype}.{'gguf' if '_' in dtype else 'safetensors'}"
     convert(released[0], target, dtype, keep_blocks=0, show_progress=False)
     before = len(comfy.log())
     result = latents(comfy, graph(target.name))
     assert (result - expected).abs().mean() <= tolerance * expected.abs().mean()
     assert not torch.equal(result, expected)
     # What core says of a model that it takes for quantised.
-    assert ("Using mixed precision operations" in comfy.log()[before:]) is (dtype == "fp8")
+    assert ("Using mixed precision operations" in comfy.log()[before:]) is (dtype == "fp8" or "_" in dtype)
 
 
 def test_cores_model_save_round_trips(comfy, expected):

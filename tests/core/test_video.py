@@ -13,7 +13,7 @@ import torch
 from diffusers.video_processor import VideoProcessor
 
 from helios_core.errors import HeliosError
-from helios_core.video.frames import frames_to_uint8
+from helios_core.video.frames import at_rate, frames_to_uint8
 from helios_core.video.growing import GrowingVideo
 from helios_core.video.reader import read_video
 from helios_core.video.remux import finish_video
@@ -169,3 +169,17 @@ def test_frames_to_uint8_refuses():
     for video in (torch.zeros(2, 3, 5, 8, 8), torch.zeros(5, 8, 8, 3), torch.zeros(3, 5, 8, 8).byte()):
         with pytest.raises(HeliosError, match="give one video of floats"):
             frames_to_uint8(video)
+
+
+@pytest.mark.parametrize(("fps", "count"), [(30.0, 60), (60.0, 61), (12.0, 20), (25.0, 50), (30000 / 1001, 40)])
+def test_a_clip_of_another_rate_plays_as_fast(fps, count):
+    """Every frame is the one whose time is nearest, and the clip is as long."""
+    times = np.arange(count) / fps
+    chosen = at_rate(count, fps)
+    assert -1e-9 <= times[-1] + 1 / fps - len(chosen) / 24 < 1 / 24
+    assert all(abs(times[frame] - i / 24) <= abs(times - i / 24).min() + 1e-9 for i, frame in enumerate(chosen))
+
+
+@pytest.mark.parametrize("fps", [24.0, 24000 / 1001, None])
+def test_a_clip_of_the_same_rate_stays_as_it_is(fps):
+    assert at_rate(7, fps) == list(range(7))

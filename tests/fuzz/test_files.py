@@ -32,6 +32,7 @@ from helios_core.checkpoint.mapped import map_file
 from helios_core.checkpoint.text import load_text_encoder, load_tokenizer
 from helios_core.checkpoint.umt5 import umt5_config
 from helios_core.checkpoint.vae import load_vae
+from helios_core.commands.convert import convert
 from helios_core.commands.tiny import TRANSFORMER_CONFIG
 from helios_core.errors import HeliosError
 from helios_core.pipeline import HeliosPipeline
@@ -307,3 +308,44 @@ def test_other_formats(tmp_path, data):
         with pytest.raises(HeliosError) as refused:
             load()
         check_sentence(str(refused.value), file.name)
+
+
+@pytest.fixture(scope="module")
+def packed_file(single_file, tmp_path_factory):
+    """The same transformer as GGUF."""
+    folder = tmp_path_factory.mktemp("packed")
+    (folder / "whole.safetensors").write_bytes(single_file[0])
+    return convert(folder / "whole.safetensors", folder / "whole.gguf", "q8_0", show_progress=False).read_bytes()
+
+
+@tries(150)
+@given(changed=st.data())
+def test_gguf_file(tmp_path, packed_file, changed):
+    """Damage in the header mostly: what follows is numbers, of which any are allowed."""
+    file = tmp_path / "crafted.gguf"
+    header = packed_file[: any_header_size(packed_file)]
+    whole = changed.draw(st.booleans())
+    data = changed.draw(damaged(packed_file)) if whole else changed.draw(damaged(header)) + packed_file[len(header) :]
+    file.write_bytes(data)
+    model = outcome(lambda: load_transformer(open_transformer(file)), file.name, "transformer", size=len(data))
+    if model is not None:
+        runs(model)
+
+
+@tries(150)
+@given(at=st.integers(0, 10_000), value=st.sampled_from([0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1]),
+       width=st.sampled_from([4, 8]))  # fmt: skip
+def test_gguf_numbers(tmp_path, packed_file, at, value, width):
+    """Any count, length, type, side or offset as another number."""
+    file = tmp_path / "crafted.gguf"
+    at %= any_header_size(packed_file)
+    data = packed_file[:at] + (value % 2 ** (8 * width)).to_bytes(width, "little") + packed_file[at + width :]
+    file.write_bytes(data)
+    model = outcome(lambda: load_transformer(open_transformer(file)), file.name, "transformer", size=len(data))
+    if model is not None:
+        runs(model)
+
+
+def any_header_size(data):
+    """Where the first tensor lies, at or behind the end of the header: ``general.architecture`` is in it."""
+    return data.rindex(b".weight") + 64

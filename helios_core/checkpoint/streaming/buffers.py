@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..load import keeps_float32
+from ..quantised import Decoder
 
 # A power of two, because torch's page-locked allocator rounds up to one.
 STAGING_BYTES = 32 << 20
@@ -18,12 +19,12 @@ _ALIGNMENT = 256
 
 @dataclass(frozen=True)
 class Piece:
-    """Part of a parameter in host memory: flat ``numbers``, from number ``first`` on, in the type of storage."""
+    """Part of a parameter in host memory: flat ``numbers``, from element ``first`` on, in the type of storage."""
 
     name: str
     first: int
     numbers: Tensor
-    factor: float | None
+    decode: Decoder | None
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,12 @@ class Slot:
 
     def put(self, piece: Piece) -> None:
         """Writes part of a parameter in its run-time type, with the arithmetic of :func:`checkpoint.load.place`."""
-        target = self._views[piece.name].view(-1)[piece.first : piece.first + piece.numbers.numel()]
-        if piece.factor is not None:
-            target.copy_(piece.numbers.to(target.device, non_blocking=True).to(torch.float32) * piece.factor)
+        decode, first, count = piece.decode, piece.first, piece.numbers.numel()
+        if decode is not None:
+            first, count = decode.numbers(first), decode.numbers(count)
+        target = self._views[piece.name].view(-1)[first : first + count]
+        if decode is not None:
+            target.copy_(decode(piece.numbers.to(target.device, non_blocking=True)))
         elif piece.numbers.dtype == target.dtype:
             target.copy_(piece.numbers, non_blocking=True)
         else:

@@ -8,7 +8,7 @@ import torch
 
 from ...errors import HeliosError
 from ..load import check_state_dict, place
-from ..quantised import scales, without_companions
+from ..quantised import decoders, without_companions
 from ..source import TransformerSource
 from .buffers import BlockLayout
 from .sources import BlockSource, DiskBlocks, PinnedBlocks, Stored
@@ -48,10 +48,10 @@ def stream_transformer(
     with torch.device("meta"):
         model = kind(**source.config.to_dict(), dtype=dtype)
     state = source.state_dict()
-    check_state_dict(model, state, source.path)
-    factors = scales(state, source.metadata, source.path)
+    check_state_dict(model, state, source.path, metadata=source.metadata)
+    decode = decoders(state, source.metadata, source.path)
     resident = {
-        key: place(key, tensor, dtype, device, factors.get(key))
+        key: place(key, tensor, dtype, device, decode.get(key))
         for key, tensor in without_companions(state).items()
         if not key.startswith("blocks.")
     }
@@ -61,7 +61,7 @@ def stream_transformer(
     disk = DiskBlocks(
         [
             {
-                name: Stored(*entries[key], None if key not in factors else float(factors[key]))
+                name: Stored(*entries[key], decode.get(key))
                 for name, key in ((name, f"blocks.{index}.{name}") for name, _ in template.named_parameters())
             }
             for index in range(len(model.blocks))

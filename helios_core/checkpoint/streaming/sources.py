@@ -16,16 +16,17 @@ from torch import Tensor
 
 from ...errors import HeliosError
 from ..header import TensorEntry
+from ..quantised import Decoder
 from .buffers import STAGING_BYTES, BlockLayout, Piece, Staging
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor of a block as its file has it; ``factor`` multiplies out scaled fp8."""
+    """One tensor of a block as its file has it; ``decode`` is that of a quantised weight."""
 
     path: Path
     entry: TensorEntry
-    factor: float | None = None
+    decode: Decoder | None = None
 
 
 class BlockSource(Protocol):
@@ -63,13 +64,13 @@ class DiskBlocks:
 
     def _read(self, file, stored: Stored, name: str, staging: Staging) -> Iterator[Piece]:
         entry = stored.entry
-        per_piece = _numbers_per_piece(entry.dtype)
+        per_piece = _elements_per_piece(entry.dtype, stored.decode)
         file.seek(entry.start)
         for first in range(0, entry.count, per_piece):
             count = min(per_piece, entry.count - first)
             buffer = staging.next()[: count * entry.dtype.itemsize]
             _fill(file, memoryview(buffer.numpy()), stored.path)
-            yield Piece(name, first, buffer.view(entry.dtype), stored.factor)
+            yield Piece(name, first, buffer.view(entry.dtype), stored.decode)
 
 
 class PinnedBlocks:
@@ -77,7 +78,7 @@ class PinnedBlocks:
 
     def __init__(self, disk: DiskBlocks, layout: BlockLayout, device: torch.device):
         self._held = [_held_types(block, layout) for block in disk.blocks]
-        self._factors = [{name: stored.factor for name, stored in block.items()} for block in disk.blocks]
+        self._decode = [{name: stored.decode for name, stored in block.items()} for block in disk.blocks]
         self.nbytes = sum(held.nbytes for held in self._held)
         _refuse_more_than_there_is(self.nbytes)
         staging = Staging(torch.device("cpu"))
@@ -98,20 +99,16 @@ class PinnedBlocks:
     def pieces(self, block: int, names: Iterable[str], staging: Staging) -> Iterator[Piece]:
         """See :class:`BlockSource`."""
         for name in names:
-            numbers, factor = self._views[block][name], self._factors[block][name]
-            for first, part in _parts(numbers):
-                yield Piece(name, first, part, factor)
+            numbers, decode = self._views[block][name], self._decode[block][name]
+            size = _elements_per_piece(numbers.dtype, decode)
+            for first in range(0, numbers.numel(), size):
+                yield Piece(name, first, numbers[first : first + size], decode)
 
 
-def _numbers_per_piece(dtype: torch.dtype) -> int:
+def _elements_per_piece(dtype: torch.dtype, decode: Decoder | None) -> int:
     # Narrow types pass through float32 on the device.
-    return STAGING_BYTES // max(dtype.itemsize, torch.float32.itemsize)
-
-
-def _parts(numbers: Tensor) -> Iterator[tuple[int, Tensor]]:
-    size = _numbers_per_piece(numbers.dtype)
-    for first in range(0, numbers.numel(), size):
-        yield first, numbers[first : first + size]
+    numbers = STAGING_BYTES // max(dtype.itemsize, torch.float32.itemsize)
+    return numbers if decode is None else decode.stored(numbers)
 
 
 def _held_types(block: Mapping[str, Stored], layout: BlockLayout) -> BlockLayout:
@@ -119,7 +116,7 @@ def _held_types(block: Mapping[str, Stored], layout: BlockLayout) -> BlockLayout
         name: min(block[name].entry.dtype, place.dtype, key=lambda dtype: dtype.itemsize)
         for name, place in layout.places.items()
     }
-    return BlockLayout.packed({name: place.shape for name, place in layout.places.items()}, types)
+    return BlockLayout.packed({name: torch.Size(block[name].entry.stored_shape) for name in layout.places}, types)
 
 
 def _position(stored: Stored) -> tuple[Path, int]:
