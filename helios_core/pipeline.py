@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -24,34 +24,24 @@ from .errors import HeliosError
 from .networks.text import TextEncoder
 from .networks.transformer import HeliosTransformer
 from .networks.vae import WanVAE
-from .samplers import ChunkSampler, OnStep, SchedulerConfig, sampler_of
+from .samplers import ChunkSampler, EndFrame, OnStep, SchedulerConfig, sampler_of
 from .take.anti_drift import AntiDrift
 from .take.chunk import Chunk
 from .take.film import Film, check_film, chunk_count
 from .take.fingerprint import fingerprint, folder_fingerprint
 from .take.history import History, check_size
 from .take.prompts import DEFAULT_BLEND, PromptSchedule
-from .take.reference import NoiseRange, image_history, media_frames, video_history
+from .take.reference import NoiseRange, image_history, media_frames, still_clip, video_history
 from .take.seed_changes import SeedChanges, parse_seed_changes
 from .take.source import TransformerChunks
 from .take.take import Take
 from .take.texts import Texts
 from .variants import VARIANTS
-from .video.frames import as_output
+from .video.frames import OUTPUT_TYPES, HeliosOutput, as_output
 
 MAX_TEXT_TOKENS = 512
-OUTPUT_TYPES = ("np", "pt", "uint8", "latent")
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class HeliosOutput:
-    """A whole clip. ``frames`` as asked for by ``output_type`` (None for ``latent``); ``latents`` are the
-    generated chunks [B,16,9n,H/8,W/8], normalised model space."""
-
-    frames: Any
-    latents: Tensor
 
 
 def _with_keywords_of(streamed: Callable[P, Any]) -> Callable[[Callable[..., R]], Callable[P, R]]:
@@ -190,6 +180,9 @@ class HeliosPipeline:
         generator: torch.Generator | None = None,
         seed_changes: str | SeedChanges = (),
         anti_drift: AntiDrift | None = None,
+        end_image: Any = None,
+        end_chunks: int = EndFrame.guided_chunks,
+        end_strength: float = EndFrame.strength,
         on_step: Callable[[int], OnStep] | None = None,
         output_type: str | None = None,
         take: Take | None = None,
@@ -218,6 +211,8 @@ class HeliosPipeline:
             generator: a torch.Generator; a fresh CPU generator seeded with 0 where absent.
             seed_changes: ``"7: 123"`` seeds the generator anew with 123 at chunk 7.
             anti_drift: noises the history of chunks that depart from the film so far; None: never, as the reference.
+            end_image: guides the film to end near it, given as ``image`` is; inexact, see :class:`.samplers.EndFrame`.
+            end_chunks, end_strength: how many chunks it guides, and the pull on the last frame.
             on_step: ``on_step(chunk)`` returns the callback for that chunk's steps.
             output_type: ``uint8`` (the default), or ``latent`` for no frames.
             take: keeps finished chunks on disk, and samples none that is there.
@@ -255,6 +250,11 @@ class HeliosPipeline:
                 begin, shown = (video_history, media) if image is None else (image_history, media[:, :, 0])
                 history = begin(shown.to(self.device, vae.dtype), vae.encode, vae.normalise, generator, noise=noise)
             history = history.repeated(batch // media.shape[0])
+        end = media_frames(end_image, None, width, height, "end_image")
+        if end is not None:
+            with self._vae_on_device() as vae:
+                still = still_clip(end[:, :, 0].to(self.device, vae.dtype), vae.encode, vae.normalise)
+            sampler = EndFrame(sampler, still, num_chunks - 1, end_chunks, end_strength)
         check_film(sampler, history, num_chunks)
         source = TransformerChunks(
             transformer=self.transformer,

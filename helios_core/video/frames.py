@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import HeliosError
+
+OUTPUT_TYPES = ("np", "pt", "uint8", "latent")
+
+
+@dataclass(frozen=True)
+class HeliosOutput:
+    """A whole clip. ``frames`` as asked for by ``output_type`` (None for ``latent``); ``latents`` are the
+    generated chunks [B,16,9n,H/8,W/8], normalised model space."""
+
+    frames: Any
+    latents: Tensor
 
 
 def frames_to_uint8(video: Tensor) -> Tensor:
