@@ -76,6 +76,8 @@ def graphs() -> dict[str, dict[str, Any]]:
                                   history=["history", 0], num_chunks=1, guided_chunks=1, strength=1.0)  # fmt: skip
     found["render"]["render"]["inputs"]["sampler"] = ["end", 0]
     found["render"]["cut"] = node("HeliosSplitVideo", video=["render", 0], chunks="0", chunk_frames=33)
+    larger = {"multiplier": 2, "frames_at_once": 8, "codec": "h264", "quality": 30, "filename_prefix": "fuzz"}
+    found["render"]["larger"] = node("HeliosProcessVideo", video=["cut", 0], **larger, scale=1.5)
     found["render"]["part"] = node("HeliosChunkFrames", film=["cut", 0], chunk=0, chunk_frames=33)
     found["render"]["shown"] = node("PreviewImage", images=["part", 0])
     found["render"]["drift"] = node("HeliosDriftReport", video=["cut", 0], chunk_frames=11, prompt_changes="1, 2")
