@@ -25,7 +25,7 @@ from .networks.parallel.network import SharedNetwork, follow
 from .networks.text import TextEncoder
 from .networks.transformer import HeliosTransformer
 from .networks.vae import WanVAE
-from .samplers import ChunkSampler, OnStep, SchedulerConfig, sampler_of
+from .samplers import ChunkSampler, EndFrame, OnStep, SchedulerConfig, sampler_of
 from .take.anti_drift import AntiDrift
 from .take.chunk import Chunk
 from .take.clip import OUTPUT_TYPES, HeliosOutput, check_output_type, whole_clip
@@ -33,7 +33,7 @@ from .take.film import Film, check_film, chunk_count
 from .take.fingerprint import fingerprint, folder_fingerprint
 from .take.history import History, check_size
 from .take.prompts import DEFAULT_BLEND, PromptSchedule
-from .take.reference import NoiseRange, image_history, media_frames, video_history
+from .take.reference import NoiseRange, encoded_still, media_frames, media_history
 from .take.seed_changes import SeedChanges, parse_seed_changes
 from .take.source import TransformerChunks
 from .take.take import Take
@@ -204,6 +204,9 @@ class HeliosPipeline:
         generator: torch.Generator | None = None,
         seed_changes: str | SeedChanges = (),
         anti_drift: AntiDrift | None = None,
+        end_image: Any = None,
+        end_chunks: int = EndFrame.guided_chunks,
+        end_strength: float = EndFrame.strength,
         on_step: Callable[[int], OnStep] | None = None,
         output_type: str | None = None,
         take: Take | None = None,
@@ -232,6 +235,8 @@ class HeliosPipeline:
             generator: a torch.Generator; a fresh CPU generator seeded with 0 where absent.
             seed_changes: ``"7: 123"`` seeds the generator anew with 123 at chunk 7.
             anti_drift: noises the history of chunks that depart from the film so far; None: never, as the reference.
+            end_image: guides the film to end near it, given as ``image`` is; inexact, see :class:`.samplers.EndFrame`.
+            end_chunks, end_strength: how many chunks it guides, and the pull on the last frame.
             on_step: ``on_step(chunk)`` returns the callback for that chunk's steps.
             output_type: ``uint8`` (the default), or ``latent`` for no frames.
             take: keeps finished chunks on disk, and samples none that is there.
@@ -257,21 +262,17 @@ class HeliosPipeline:
         noise = NoiseRange(image_noise_sigma_min, image_noise_sigma_max)
         rows = PromptSchedule(tuple([(0, prompt)] if prompt_schedule is None else prompt_schedule), blend)
         generator = torch.Generator("cpu").manual_seed(0) if generator is None else generator
+        history = History.empty(width, height, batch)
         media = media_frames(image, video, width, height)
-        if media is not None and batch % media.shape[0]:
-            raise HeliosError(
-                f"image or video has a batch of {media.shape[0]} for {batch} prompts; give one, or one per prompt."
-            )
+        if media is not None:
+            history = media_history(media, video is None, batch, self.vae, self.device, generator, noise)
+        end = media_frames(end_image, None, width, height, "end_image")
+        if end is not None:
+            still = encoded_still(end, self.vae, self.device)
+            sampler = EndFrame(sampler, still, num_chunks - 1, end_chunks, end_strength)
         texts = Texts(self.encode_prompt, self._placed, self.transformer.config.text_dim)
         embedded = tuple((first, texts.embedded(row, prompt_embeds, "prompt")) for first, row in rows.rows)
         negative = texts.negative(negative_prompt, negative_prompt_embeds, batch) if scale > 1 else None
-        history = History.empty(width, height, batch)
-        if media is not None:
-            begin, shown = (video_history, media) if image is None else (image_history, media[:, :, 0])
-            vae, shown = self.vae, shown.to(self.device, self.vae.dtype)
-            with vae.at_work(self.device):
-                history = begin(shown, vae.encode, vae.normalise, generator, noise=noise)
-            history = history.repeated(batch // media.shape[0])
         check_film(sampler, history, num_chunks)
         source = TransformerChunks(
             transformer=self.network,

@@ -25,7 +25,7 @@ from .prompts import HeliosPromptSchedule, HeliosPromptScheduleText
 from .reference_histories import HeliosImageHistory, HeliosVideoHistory
 from .render import HeliosRenderVideo
 from .samplers import HeliosBaseSampler, HeliosDMDSampler, HeliosPyramidSampler
-from .steering import HeliosAnchorHistory, HeliosAntiDrift, HeliosColourAnchor
+from .steering import HeliosAnchorHistory, HeliosAntiDrift, HeliosColourAnchor, HeliosEndFrame, HeliosLatentColourAnchor
 
 
 class HeliosExtension(ComfyExtension):
@@ -64,7 +64,9 @@ class HeliosExtension(ComfyExtension):
             HeliosDriftReport,
             HeliosAntiDrift,
             HeliosAnchorHistory,
+            HeliosEndFrame,
             HeliosColourAnchor,
+            HeliosLatentColourAnchor,
             HeliosChunkFrames,
             HeliosSplitVideo,
             HeliosProcessVideo,

@@ -57,13 +57,15 @@ def chunk_inputs() -> list[io.Input]:
     ]
 
 
-def num_chunks_input() -> io.Int.Input:
+def num_chunks_input(
+    tooltip: str = "Length of the video: each chunk is 33 frames, 1.4 seconds at 24 fps; 44 make a minute.",
+) -> io.Int.Input:
     return io.Int.Input(
         "num_chunks",
         default=3,
         min=1,
         max=MOST_CHUNKS,
-        tooltip="Length of the video: each chunk is 33 frames, 1.4 seconds at 24 fps; 44 make a minute.",
+        tooltip=tooltip,
     )
 
 

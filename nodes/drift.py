@@ -14,6 +14,7 @@ from ..helios_core.video.drift.meter import opencv
 from ..helios_core.video.drift.plot import matplotlib_figure, picture
 from ..helios_core.video.drift.report import DriftReport, report_frames, report_video
 from ..helios_core.video.reader import VideoReader
+from .adapters.aesthetic import installed_scores
 from .adapters.pictures import interruptible, pixels
 from .adapters.sockets import check_text
 from .cutting import chunk_frames_input, chunk_numbers
@@ -74,11 +75,12 @@ class HeliosDriftReport(io.ComfyNode):
 
 
 def _report(video: Any, chunk_frames: int, changes: tuple[int, ...]) -> DriftReport:
+    scores = installed_scores()
     if isinstance(video, Tensor):
-        return report_frames(interruptible(pixels(video)), "frames", chunk_frames, changes)
+        return report_frames(interruptible(pixels(video)), "frames", chunk_frames, changes, scores)
     if isinstance(video, InputImpl.VideoFromFile):
         source = video.get_stream_source()
         with VideoReader(source, *video.get_active_trim_window()) as reader:
             name = Path(source).name if isinstance(source, str | Path) else "video"
-            return report_video(reader, name, chunk_frames, changes, interruptible)
-    return report_frames(interruptible(pixels(video.get_components().images)), "video", chunk_frames, changes)
+            return report_video(reader, name, chunk_frames, changes, interruptible, scores)
+    return report_frames(interruptible(pixels(video.get_components().images)), "video", chunk_frames, changes, scores)

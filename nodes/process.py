@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from comfy.utils import ProgressBar
+from comfy.utils import ProgressBar, common_upscale
 from comfy_api.latest import InputImpl, io, ui
 from torch import Tensor
 
@@ -20,7 +20,10 @@ from ..helios_core.video.reader import VideoReader
 from ..helios_core.video.segments import CODECS, VideoSettings
 from .adapters.graph_checks import check_node
 from .adapters.pictures import check_on_disk, interruptible
+from .adapters.sockets import Least
 from .render import Target, file_inputs
+
+LEAST_SCALE, LARGEST_SCALE = 0.1, 8.0
 
 
 class HeliosProcessVideo(io.ComfyNode):
@@ -32,8 +35,8 @@ class HeliosProcessVideo(io.ComfyNode):
             node_id="HeliosProcessVideo",
             display_name="Helios Process Video",
             category="Helios/video",
-            description="Enlarges a film with an upscale model, and adds frames with a frame interpolation model, a "
-            "few frames at a time: memory does not grow with its length. The sound is copied.",
+            description="Enlarges a film, with an upscale model or without, and adds frames with a frame interpolation "
+            "model, a few frames at a time: memory does not grow with its length. The sound is copied.",
             search_aliases=["helios upscale", "upscale video", "interpolate video", "rife", "long video"],
             is_output_node=True,
             inputs=[
@@ -58,6 +61,17 @@ class HeliosProcessVideo(io.ComfyNode):
                     tooltip="Frames in memory at a time. More is hardly faster.",
                 ),
                 *file_inputs("video/Helios_processed"),
+                io.Float.Input(
+                    "scale",
+                    default=1.0,
+                    optional=True,
+                    min=Least(LEAST_SCALE),
+                    max=LARGEST_SCALE,
+                    step=0.25,
+                    round=0.001,
+                    tooltip="Times the size, by Lanczos and after the models: 2 doubles a film without any, 0.5 halves "
+                    "what a model of 4 times makes.",
+                ),
             ],
             outputs=[io.Video.Output(display_name="video", tooltip="The file on disk.")],
         )
@@ -77,10 +91,14 @@ class HeliosProcessVideo(io.ComfyNode):
         filename_prefix: str = "video/Helios_processed",
         upscale_model: Any = None,
         interp_model: Any = None,
+        scale: float = 1.0,
     ) -> io.NodeOutput:
         check_on_disk(video)
-        if upscale_model is None and interp_model is None:
-            raise HeliosError("upscale_model and interp_model are both not connected; connect one of them.")
+        if upscale_model is None and interp_model is None and scale == 1:
+            raise HeliosError(
+                "upscale_model and interp_model are both not connected; connect one of them, or set scale to another "
+                "size."
+            )
         part = video.get_active_trim_window()
         sound = functools.partial(CopiedSound, source=_opened(video), start=part[0], duration=part[1])
         has_sound = sound_of(_opened(video)) is not None
@@ -89,7 +107,7 @@ class HeliosProcessVideo(io.ComfyNode):
             fps = (reader.fps or 24.0) * (1 if interp_model is None else multiplier)
             groups = in_groups(_watched(reader), frames_at_once)
             path = write_processed(
-                _changed(groups, upscale_model, interp_model, multiplier),
+                _scaled(_changed(groups, upscale_model, interp_model, multiplier), scale),
                 target.folder / f"{target.name}_process{PARTIAL_SUFFIX}",
                 lambda width, height: VideoSettings(width, height, fps, codec, quality),
                 target.publish,
@@ -127,3 +145,13 @@ def _changed(groups: Iterable[Tensor], upscale_model: Any, interp_model: Any, mu
         from comfy_extras.nodes_upscale_model import ImageUpscaleWithModel
 
         yield ImageUpscaleWithModel.execute(upscale_model, group).result[0]
+
+
+def _scaled(groups: Iterable[Tensor], scale: float) -> Iterator[Tensor]:
+    """Groups at ``scale`` times their size, in whole pairs of pixels, which video files need."""
+    for group in groups:
+        if scale == 1:
+            yield group
+            continue
+        height, width = (max(2, 2 * round(side * scale / 2)) for side in group.shape[1:3])
+        yield common_upscale(group.movedim(-1, 1), width, height, "lanczos", "disabled").movedim(1, -1)

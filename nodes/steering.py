@@ -1,4 +1,4 @@
-"""Nodes that steer a film on its way: anti-drift, another anchor, held colours."""
+"""Nodes that steer a film on its way: anti-drift, another anchor, an end frame, held colours."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..helios_core.errors import HeliosError
+from ..helios_core.samplers import EndFrame
+from ..helios_core.samplers.end_frame import MOST_GUIDED
 from ..helios_core.take.anchor import newest_frame, with_anchor
 from ..helios_core.take.anti_drift import LARGEST_THRESHOLD, AntiDrift
 from ..helios_core.take.history import History
-from ..helios_core.video.colour import anchored
+from ..helios_core.take.reference import still_clip
+from ..helios_core.video.colour import anchored, anchored_latents
+from .adapters.sampler import HeliosSampler, foreign_sampler
 from .adapters.sockets import Least
+from .chunks import check_chain_latents, num_chunks_input
 from .cutting import chunk_frames_input
 from .history import HistoryType
-from .reference_histories import encoded_anchor
+from .reference_histories import Encoder, encoded_anchor, fitted, normalise
 
 
 def strength_input(tooltip: str) -> io.Float.Input:
@@ -117,6 +122,59 @@ class HeliosAnchorHistory(io.ComfyNode):
         return io.NodeOutput(with_anchor(history, encoded_anchor(vae, image, history), strength))
 
 
+class HeliosEndFrame(io.ComfyNode):
+    """Guides the end of a film towards an image."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HeliosEndFrame",
+            display_name="Helios End Frame",
+            category="Helios/sampling",
+            description="Guides the last chunks of a film towards an image. Helios was not trained for it: the last "
+            "frame comes close to the image, and what leads there is a guess, often a dissolve where the image shows "
+            "another scene.",
+            search_aliases=["helios last frame", "helios flf2v", "first last frame", "helios keyframe"],
+            inputs=[
+                io.Sampler.Input("sampler", tooltip="The Helios sampler node of the model's variant."),
+                io.Vae.Input("vae", tooltip="Encodes the image."),
+                io.Image.Input(
+                    "image",
+                    tooltip="The last frame, scaled to cover the video and cropped. Of several the first is used.",
+                ),
+                HistoryType.Input("history", tooltip="The history that num_chunks is counted from; its size counts."),
+                num_chunks_input("Chunks from the history to the image: num_chunks of the chain or the film."),
+                io.Int.Input(
+                    "guided_chunks",
+                    default=EndFrame.guided_chunks,
+                    min=1,
+                    max=MOST_GUIDED,
+                    tooltip="How many chunks are guided, the last one included. More begin earlier and more gently.",
+                ),
+                strength_input("The pull on the last frame. 0 leaves the film as it is; less ends less exactly."),
+            ],
+            outputs=[io.Sampler.Output(tooltip="Connect it where the sampler would be.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        sampler: Any,
+        vae: Any,
+        image: Tensor,
+        history: History,
+        num_chunks: int,
+        guided_chunks: int,
+        strength: float,
+    ) -> io.NodeOutput:
+        if not isinstance(sampler, HeliosSampler):
+            raise foreign_sampler(type(sampler).__name__)
+        frame = fitted(image[:1], history.width, history.height)[:, :, 0]
+        still = still_clip(frame, Encoder(vae), normalise)
+        last = history.chunk + num_chunks - 1
+        return io.NodeOutput(HeliosSampler(EndFrame(sampler.settings, still, last, guided_chunks, strength)))
+
+
 class HeliosColourAnchor(io.ComfyNode):
     """Holds a film's colours to those of its first chunk, or of a picture."""
 
@@ -149,3 +207,37 @@ class HeliosColourAnchor(io.ComfyNode):
     ) -> io.NodeOutput:
         comfy.model_management.throw_exception_if_processing_interrupted()
         return io.NodeOutput(anchored(images, reference, strength, chunk_frames))
+
+
+class HeliosLatentColourAnchor(io.ComfyNode):
+    """Holds the latents of a film to those of its first chunk, before they are decoded."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HeliosLatentColourAnchor",
+            display_name="Helios Latent Colour Anchor",
+            category="Helios/latent",
+            description="Holds a film's latents: every chunk gets the mean and spread that each of the 16 channels has "
+            "in the first chunk, or in a reference. As Helios Colour Anchor, but before decoding: no frames are held "
+            "in memory.",
+            search_aliases=["helios color", "helios colour match", "helios drift", "adain"],
+            inputs=[
+                io.Latent.Input("latent", tooltip="The film's chunks in order, as Chunk Chain gives them."),
+                strength_input("How much of the way to the reference is gone; 0 leaves the latents as they are."),
+                io.Latent.Input(
+                    "reference",
+                    optional=True,
+                    tooltip="Whole chunks whose statistics the film should have; without it the first chunk's.",
+                ),
+            ],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="Decode it with Helios Decode.")],
+        )
+
+    @classmethod
+    def execute(cls, latent: dict, strength: float, reference: dict | None = None) -> io.NodeOutput:
+        wanted = None if reference is None else reference["samples"]
+        for samples in (latent["samples"], wanted):
+            if samples is not None:
+                check_chain_latents(samples)
+        return io.NodeOutput({**latent, "samples": anchored_latents(latent["samples"], wanted, strength)})

@@ -128,6 +128,18 @@ GRAPHS: dict[str, dict[str, dict[str, Any]]] = {
         "2": _node("HeliosAnchorHistory", history=["1", 1]),
         "3": _node("HeliosChunkChain", history=["2", 0], num_chunks=6),
     },
+    "HeliosEndFrame": {
+        "1": _node("HeliosDMDSampler"),
+        "2": _node("HeliosVAELoader", vae="Helios-Distilled"),
+        "3": _node("HeliosEmptyHistory", width=640, height=384, batch_size=1),
+        "4": _node("HeliosEndFrame", sampler=["1", 0], vae=["2", 0], history=["3", 0], num_chunks=6),
+        "5": _node("HeliosRenderVideo", sampler=["4", 0], num_chunks=6),
+    },
+    "HeliosLatentColourAnchor": {
+        "1": _node("HeliosChunkChain", num_chunks=6),
+        "2": _node("HeliosLatentColourAnchor", latent=["1", 0]),
+        "3": _node("HeliosDecode", latent=["2", 0]),
+    },
     "HeliosColourAnchor": {
         "1": _node("HeliosDecode"),
         "2": _node("HeliosColourAnchor", images=["1", 0]),

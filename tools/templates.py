@@ -41,7 +41,10 @@ COLUMNS = (
     Column(
         width=440, groups=(Group("Video", RED, ("HeliosRenderVideo", "HeliosLiveVideo", "CreateVideo", "SaveVideo")),)
     ),
-    Column(width=560, groups=(Group("Report", TEAL, ("HeliosDriftReport",)),)),
+    Column(
+        width=560,
+        groups=(Group("Report", TEAL, ("HeliosDriftReport",)), Group("Afterwards", TEAL, ("HeliosProcessVideo",))),
+    ),
     Column(width=560, groups=(Group("In words", TEAL, ("PreviewAny",)),)),
 )
 # Room for a paragraph, the film strip of a running take, and the finished video.
@@ -55,6 +58,7 @@ HEIGHTS = {
     "HeliosLiveVideo": 960.0,
     "SaveVideo": 440.0,
     "HeliosDriftReport": 620.0,
+    "HeliosProcessVideo": 620.0,
     "PreviewAny": 320.0,
 }
 
@@ -306,6 +310,30 @@ TEMPLATES = (
                 Changing a later prompt leaves the chunks before it exactly as they were.
                 """,
                 height=290,
+            ),
+        ),
+    ),
+    Template(
+        "helios_distilled_larger",
+        "Helios - Larger and Smoother",
+        (
+            weights("Distilled"),
+            note(
+                "What to change",
+                """
+                ## A finished film, larger and with more frames
+
+                Helios Process Video reads the film from disk, a few frames at a time: memory does not grow with its \
+                length. The sound comes along.
+
+                - **scale**: 2 doubles the size without any model.
+                - **An upscale model**: connect Load Upscale Model at upscale_model, and set scale to 1; 0.5 halves \
+                what a model of 4 times makes.
+                - **More frames a second**: connect Load Frame Interpolation Model at interp_model; multiplier says \
+                how many.
+                - **Any film**: connect Load Video instead of Render Video.
+                """,
+                height=330,
             ),
         ),
     ),

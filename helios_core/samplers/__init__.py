@@ -3,6 +3,7 @@
 from .base_sampler import BaseSampler
 from .choose import sampler_of
 from .dmd_sampler import DMDSampler
+from .end_frame import EndFrame, check_end_frames, end_frames, in_force
 from .noise import draw_noise, noise_to
 from .pyramid_sampler import PyramidSampler
 from .sampler import ChunkSampler
@@ -15,12 +16,16 @@ __all__ = [
     "BaseSampler",
     "ChunkSampler",
     "DMDSampler",
+    "EndFrame",
     "OnStep",
     "Progress",
     "PyramidSampler",
     "SchedulerConfig",
     "Velocity",
+    "check_end_frames",
     "draw_noise",
+    "end_frames",
+    "in_force",
     "noise_to",
     "sampler_of",
 ]

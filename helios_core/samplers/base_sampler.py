@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ..errors import HeliosError
 from ..variants import BASE, PIXELS_PER_TOKEN
-from .schedule import SchedulerConfig, base_schedule, dynamic_shift
+from .schedule import SchedulerConfig, base_schedule, dynamic_shift, stage_tables
 from .solvers import check_solver, solve
 from .stages import check_steps, token_count
-from .step import OnStep, StepReporter, Velocity
+from .step import OnStep, Steer, StepReporter, Velocity, steered
 
 RELEASED = SchedulerConfig.from_dict(BASE.scheduler)
 
@@ -48,6 +48,7 @@ class BaseSampler:
         guided: bool = False,
         on_step: OnStep | None = None,
         dtype: torch.dtype = torch.float32,
+        steer: Steer | None = None,
     ) -> Tensor:
         """See :meth:`.sampler.ChunkSampler.sample`; Euler rounds its latents to ``dtype``, UniPC's stay float32."""
         schedule = base_schedule(self.scheduler, self.steps[0], dynamic_shift(token_count(noise)))
@@ -56,4 +57,6 @@ class BaseSampler:
         def report(x0: Tensor) -> None:
             reporter.report(0, x0)
 
-        return solve(self.solver, schedule.sigmas, schedule.timesteps, velocity, noise, dtype, report)
+        (stage,) = stage_tables(self.scheduler)
+        predict = steered(velocity, steer, schedule.sigmas, stage)
+        return solve(self.solver, schedule.sigmas, schedule.timesteps, predict, noise, dtype, report)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..variants import DISTILLED
 from .schedule import SchedulerConfig, Stage, StepSchedule, dmd_schedule
 from .stages import check_steps, denoise_stages, pyramid_size_multiple
-from .step import OnStep, StepReporter, Velocity, batched
+from .step import OnStep, Steer, StepReporter, Velocity, batched, steered
 
 RELEASED = SchedulerConfig.from_dict(DISTILLED.scheduler)
 
@@ -50,6 +50,7 @@ class DMDSampler:
         guided: bool = False,
         on_step: OnStep | None = None,
         dtype: torch.dtype = torch.float32,
+        steer: Steer | None = None,
     ) -> Tensor:
         """See :meth:`.sampler.ChunkSampler.sample`; chunk 0 is amplified, x0 is rounded to ``dtype``."""
         amplified = self.amplify_first_chunk and chunk == 0
@@ -57,12 +58,14 @@ class DMDSampler:
 
         def denoise(index: int, stage: Stage, mu: float, start: Tensor) -> Tensor:
             schedule = dmd_schedule(self.scheduler, stage, self.steps[index], mu, amplified)
+            sigmas = [schedule.sigmas[_nearest(schedule, timestep)] for timestep in schedule.timesteps]
+            predict = steered(velocity, steer, sigmas, stage)
             latents = start
             for step, timestep in enumerate(schedule.timesteps):
-                v = velocity(latents, batched(int(timestep), latents))
-                x0 = predicted_x0(latents, v, schedule.sigmas[_nearest(schedule, timestep)], dtype)
+                v = predict(latents, batched(int(timestep), latents))
+                x0 = predicted_x0(latents, v, sigmas[step], dtype)
                 last = step == len(schedule.timesteps) - 1
-                latents = x0 if last else renoised(x0, start, _next_sigma(schedule, step))
+                latents = x0 if last else renoised(x0, start, sigmas[step + 1])
                 reporter.report(index, x0)
             return latents
 
@@ -84,10 +87,6 @@ def renoised(x0: Tensor, start: Tensor, sigma: float) -> Tensor:
 def solver_dtype(device: torch.device) -> torch.dtype:
     """float64 as in the reference; Apple's GPUs have none."""
     return torch.float32 if device.type == "mps" else torch.float64
-
-
-def _next_sigma(schedule: StepSchedule, step: int) -> float:
-    return schedule.sigmas[_nearest(schedule, schedule.timesteps[step + 1])]
 
 
 def _nearest(schedule: StepSchedule, timestep: float) -> int:

@@ -12,7 +12,7 @@ from ..variants import MID
 from .schedule import SchedulerConfig, Stage, pyramid_schedule
 from .solvers import check_solver, solve
 from .stages import check_steps, denoise_stages, pyramid_size_multiple
-from .step import OnStep, StepReporter, Velocity
+from .step import OnStep, Steer, StepReporter, Velocity, steered
 
 RELEASED = SchedulerConfig.from_dict(MID.scheduler)
 
@@ -61,6 +61,7 @@ class PyramidSampler:
         guided: bool = False,
         on_step: OnStep | None = None,
         dtype: torch.dtype = torch.float32,
+        steer: Steer | None = None,
     ) -> Tensor:
         """See :meth:`.sampler.ChunkSampler.sample`.
 
@@ -72,11 +73,12 @@ class PyramidSampler:
 
         def denoise(index: int, stage: Stage, mu: float, latents: Tensor) -> Tensor:
             schedule = pyramid_schedule(self.scheduler, stage, self.steps[index], mu)
+            zeros = zero_steps if index == 0 else 0
             return solve(
                 self.solver,
                 schedule.sigmas,
                 [int(timestep) for timestep in schedule.timesteps],
-                velocity if index > 0 else zero_at_first(velocity, zero_steps),
+                zero_at_first(steered(velocity, steer, schedule.sigmas[zeros:], stage), zeros),
                 latents,
                 dtype,
                 lambda x0: reporter.report(index, x0),

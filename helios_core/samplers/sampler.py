@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .step import OnStep, Velocity
+from .step import OnStep, Steer, Velocity
 
 
 class ChunkSampler(Protocol):
@@ -37,6 +37,7 @@ class ChunkSampler(Protocol):
         guided: bool = False,
         on_step: OnStep | None = None,
         dtype: torch.dtype = torch.float32,
+        steer: Steer | None = None,
     ) -> Tensor:
         """Denoises one chunk.
 
@@ -47,6 +48,7 @@ class ChunkSampler(Protocol):
             chunk: the chunk's index.
             guided: whether ``velocity`` has classifier-free guidance.
             dtype: the network's type, which the reference rounds some results to.
+            steer: changes the velocity at every step; None: as the network says.
 
         Returns:
             The chunk's latents [B,16,9,H/8,W/8], normalised model space.

@@ -70,13 +70,16 @@ class Stage:
     """One pyramid stage: its timestep range and how its start point is made from the previous stage's result.
 
     ``renoise_signal`` and ``renoise_noise`` are alpha and beta of start point = alpha*upsampled + beta*block
-    noise; both are unused at stage 0.
+    noise; both are unused at stage 0. ``noise_start`` and ``noise_end`` are the shares of noise that a clip has at the
+    stage's beginning and end.
     """
 
     timestep_max: float
     timestep_min: float
     renoise_signal: float
     renoise_noise: float
+    noise_start: float
+    noise_end: float
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def stage_tables(config: SchedulerConfig) -> tuple[Stage, ...]:
         last = float(timesteps[min(int(ratios[i + 1] * steps), steps - 1)])
         # The reference samples the range without its end point.
         grid = np.linspace(first, last, steps + 1)[:-1]
-        stages.append(Stage(float(grid[0]), float(grid[-1]), alpha, beta))
+        stages.append(Stage(float(grid[0]), float(grid[-1]), alpha, beta, starts[i], ends[i]))
     return tuple(stages)
 
 

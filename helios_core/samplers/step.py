@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .schedule import Stage
+
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """(latents [B,16,T,h,w], timestep [B]) -> velocity of the same shape as the latents."""
+
+Steer = Callable[[Tensor, Tensor, float, Stage], Tensor]
+"""(latents, velocity, sigma within the stage, stage) -> the velocity that is used in its place."""
 
 
 @dataclass(frozen=True)
@@ -41,3 +46,15 @@ def batched(timestep: float, latents: Tensor) -> Tensor:
     """The network's timestep input [B]: int64 from an int (pyramid stages), float32 from a float (Base)."""
     dtype = torch.int64 if isinstance(timestep, int) else torch.float32
     return torch.full(latents.shape[:1], timestep, dtype=dtype, device=latents.device)
+
+
+def steered(velocity: Velocity, steer: Steer | None, sigmas: Sequence[float], stage: Stage) -> Velocity:
+    """``velocity`` with ``steer`` over it, for one call at each of ``sigmas``."""
+    if steer is None:
+        return velocity
+    left = iter(sigmas)
+
+    def changed(latents: Tensor, timestep: Tensor) -> Tensor:
+        return steer(latents, velocity(latents, timestep), next(left), stage)
+
+    return changed

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..errors import HeliosError, shortened
-from ..samplers import ChunkSampler
+from ..samplers import ChunkSampler, check_end_frames
 from ..variants import CHUNK_FRAMES
 from .anchor import with_anchor
 from .chunk import Chunk
@@ -123,11 +123,12 @@ def check_film(sampler: ChunkSampler, history: History, num_chunks: int) -> None
     """Refuses a film that cannot be sampled, before any sampling starts.
 
     Raises:
-        HeliosError: no chunks or too many, or a size that the sampler's pyramid cannot divide.
+        HeliosError: no chunks or too many, a size that the sampler's pyramid cannot divide, or an end frame of another.
     """
     if not 1 <= num_chunks <= MOST_CHUNKS:
         raise HeliosError(f"num_chunks={num_chunks} must be at least 1, at most {MOST_CHUNKS}; one chunk is 33 frames.")
     check_size(history.width, history.height, sampler.size_multiple)
+    check_end_frames(sampler, history.width, history.height, len(history.latents))
 
 
 def chunk_count(num_frames: int) -> int:

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import HeliosError
+from ..networks.vae import WanVAE
 from ..variants import CHUNK_FRAMES, CHUNK_LATENT_FRAMES
 from .history import CONTEXT_FRAMES, History
 
@@ -101,6 +102,41 @@ def video_history(
     return _begun(anchor, torch.cat(noised, dim=2), generator, seed)
 
 
+def still_clip(image: Tensor, encode: Encode, normalise: Callable[[Tensor], Tensor]) -> Tensor:
+    """Latents of a chunk in which an image stands still, [B,16,9,H/8,W/8], at their mean.
+
+    Args:
+        image, encode, normalise: as for :func:`image_history`.
+    """
+    mean, _ = encode(image.unsqueeze(2).repeat(1, 1, CHUNK_FRAMES, 1, 1))
+    return normalise(mean)
+
+
+def media_history(
+    media: Tensor, is_image: bool, batch: int, vae: WanVAE, device: torch.device, generator: torch.Generator,
+    noise: NoiseRange,
+) -> History:  # fmt: skip
+    """The history that frames [B,3,F,H,W] in -1..1 begin, as an image or as a clip, for ``batch`` films.
+
+    Raises:
+        HeliosError: ``batch`` films cannot share B of them, or the clip is too short.
+    """
+    if batch % media.shape[0]:
+        raise HeliosError(
+            f"image or video has a batch of {media.shape[0]} for {batch} prompts; give one, or one per prompt."
+        )
+    begin, shown = (image_history, media[:, :, 0]) if is_image else (video_history, media)
+    with vae.at_work(device):
+        history = begin(shown.to(device, vae.dtype), vae.encode, vae.normalise, generator, noise=noise)
+    return history.repeated(batch // media.shape[0])
+
+
+def encoded_still(media: Tensor, vae: WanVAE, device: torch.device) -> Tensor:
+    """:func:`still_clip` of the first of frames [B,3,F,H,W] in -1..1."""
+    with vae.at_work(device):
+        return still_clip(media[:, :, 0].to(device, vae.dtype), vae.encode, vae.normalise)
+
+
 def _sampled(distribution: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
     mean, std = distribution
     drawn = torch.randn(mean.shape, generator=generator, device=generator.device, dtype=mean.dtype)
@@ -126,7 +162,7 @@ def _begun(anchor: Tensor, latents: Tensor, generator: torch.Generator, seed: in
     )
 
 
-def media_frames(image: Any, video: Any, width: int, height: int) -> Tensor | None:
+def media_frames(image: Any, video: Any, width: int, height: int, image_name: str = "image") -> Tensor | None:
     """What a caller gave as image or video -> frames [B,3,F,H,W] in -1..1; None where both are absent.
 
     Raises:
@@ -136,12 +172,12 @@ def media_frames(image: Any, video: Any, width: int, height: int) -> Tensor | No
         return None
     if image is not None and video is not None:
         raise HeliosError("image and video are both given; a video begins from one of them.")
-    name, given = ("image", image) if video is None else ("video", video)
+    name, given = (image_name, image) if video is None else ("video", video)
     if isinstance(given, Tensor):
-        frames = given.unsqueeze(1) if name == "image" and given.ndim == 4 else given
+        frames = given.unsqueeze(1) if video is None and given.ndim == 4 else given
         frames = frames.unsqueeze(0) if frames.ndim == 4 else frames
     else:
-        pictures = [given] if name == "image" else list(given)
+        pictures = [given] if video is None else list(given)
         if not pictures:
             raise HeliosError("video has no frames; give at least 33.")
         frames = torch.stack([fitted(name, picture, width, height) for picture in pictures]).unsqueeze(0)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..networks.parallel.network import SharedNetwork
 from ..networks.transformer import HeliosTransformer, PreparedText
-from ..samplers import ChunkSampler, OnStep, Velocity, draw_noise, noise_to
+from ..samplers import ChunkSampler, OnStep, Velocity, draw_noise, in_force, noise_to
 from ..samplers.guidance import guided
 from .history import History
 from .prompts import PromptSchedule, mix_embeddings
@@ -57,9 +57,10 @@ class TransformerChunks:
     def determined_by(self, history: History) -> Mapping[str, Any]:
         """See :class:`~helios_core.take.film.ChunkSource`."""
         self._model = self._model or self.model()
+        sampler = in_force(self.sampler, history.chunk)
         return {
             "model": self._model,
-            "sampler": (type(self.sampler).__name__, self.sampler),
+            "sampler": (type(sampler).__name__, sampler),
             "cfg": self.guidance_scale,
             "positive": self.schedule.at(history.chunk, mix_embeddings),
             "negative": self.negative,

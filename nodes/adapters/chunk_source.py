@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ...helios_core.errors import HeliosError
+from ...helios_core.samplers import ChunkSampler, end_frames, in_force
 from ...helios_core.take.film import check_film
 from ...helios_core.take.history import History
 from ...helios_core.variants import VARIANTS
@@ -35,6 +36,7 @@ class NodeChunks:
         check_options(model.model_options, sampler.settings, cfg > 1)
         check_film(sampler.settings, history, num_chunks)
         _warn_of_guidance(model.model.variant, cfg)
+        _warn_of_end(sampler.settings, history.chunk + num_chunks - 1, num_chunks)
         for name, conditioning in (("positive", positive), ("negative", negative)):
             check_conditioning(name, conditioning)
         self.model, self.positive, self.negative = model, positive, negative
@@ -52,14 +54,14 @@ class NodeChunks:
         prompts = {"positive": self.positive}
         if self.guider.cfg > 1:
             prompts["negative"] = self.negative
-        in_force = {name: conditioning_identity(conditioning_at(x, history.chunk)) for name, x in prompts.items()}
-        return {**self._fixed, **in_force}
+        texts = {name: conditioning_identity(conditioning_at(x, history.chunk)) for name, x in prompts.items()}
+        sampler = in_force(self.guider.sampler.settings, history.chunk)
+        return {**self._fixed, "sampler": sampler_identity(sampler), **texts}
 
     @cached_property
     def _fixed(self) -> Mapping[str, Any]:
         return {
             "model": model_identity(self.model),
-            "sampler": sampler_identity(self.guider.sampler),
             "cfg": self.guider.cfg,
         }
 
@@ -68,6 +70,13 @@ def _warn_of_guidance(variant: str, cfg: float) -> None:
     """The distilled model gives what guidance gave its teacher; it runs with guidance, at twice the time."""
     if cfg > 1 and VARIANTS[variant].guidance_scale == 1:
         warn(f"cfg={cfg:g}: Helios {variant} needs no guidance. Set cfg to 1, which takes half the time.")
+
+
+def _warn_of_end(sampler: ChunkSampler, last: int, num_chunks: int) -> None:
+    """A film that stops before its end frame; chunks by hand come one at a time."""
+    missing = max((end.last_chunk - last for end in end_frames(sampler)), default=0)
+    if num_chunks > 1 and missing > 0:
+        warn(f"The film ends {missing} chunks before its end frame: set num_chunks of Helios End Frame to the film's.")
 
 
 def check_conditioning(name: str, conditioning: list) -> None:

@@ -108,10 +108,11 @@ def _side(node: Wired, name: str, index: int) -> int | None:
 
 def _check_chunk(node: Wired) -> None:
     """Sampler, model and history of a chunk node, against each other."""
-    origin = node.source("sampler")
-    if origin is not None and origin[0].kind == CORE_SAMPLER:
+    # Past Helios End Frame, which has a sampler input of its own.
+    origins = [origin for origin, _ in node.upstream("sampler")]
+    if any(origin.kind == CORE_SAMPLER for origin in origins):
         raise foreign_sampler("KSAMPLER")
-    settings = _quietly(_settings, origin[0]) if origin is not None and origin[0].kind in SAMPLERS else None
+    settings = next((_quietly(_settings, origin) for origin in origins if origin.kind in SAMPLERS), None)
     variant = _variant(node)
     if settings is not None and variant is not None:
         check_variant(variant, settings.variant)

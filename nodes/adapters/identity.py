@@ -8,6 +8,7 @@ from typing import Any
 
 import comfy.model_patcher
 
+from ...helios_core.samplers import ChunkSampler
 from ...helios_core.take.fingerprint import file_fingerprint, fingerprint, folder_fingerprint
 from .model import HISTORY_KEY
 from .schedule import SCHEDULE_KEY
@@ -61,9 +62,9 @@ def conditioning_identity(conditioning: list) -> str:
     return fingerprint(rows, known=_patcher_only)
 
 
-def sampler_identity(sampler: Any) -> str:
-    """A Helios SAMPLER: its settings; what one run leaves on it does not count."""
-    return fingerprint(type(sampler.settings).__qualname__, sampler.settings)
+def sampler_identity(settings: ChunkSampler) -> str:
+    """The settings of a Helios SAMPLER; what one run leaves on it does not count."""
+    return fingerprint(type(settings).__qualname__, settings)
 
 
 def vae_identity(vae: Any) -> str:

@@ -101,7 +101,15 @@ def test_a_film_through_an_upscale_model(comfy, clip):
     assert loudness(file) == loudness(clip) == [0.0, 0.3]
     with av.open(str(file)) as container:
         assert container.streams.video[0].average_rate == RATE
+    graph["process"]["inputs"]["scale"] = 0.5
+    (file,) = output_files(comfy.run(graph), comfy.log_file.parent / "output")
+    back = read_video(file).float()
+    assert back.shape == expected.shape and (back - expected).abs().mean() < 6
     del graph["process"]["inputs"]["upscale_model"]
+    graph["process"]["inputs"]["scale"] = 1.5
+    (file,) = output_files(comfy.run(graph), comfy.log_file.parent / "output")
+    assert read_video(file).shape == (FRAMES, 48, 72, 3)
+    graph["process"]["inputs"]["scale"] = 1.0
     with pytest.raises(ExecutionFailedError, match="upscale_model and interp_model are both not connected"):
         comfy.run(graph)
     graph["process"]["inputs"]["interp_model"] = "a name"

@@ -7,7 +7,7 @@ from helios_comfy_graphs import film, node
 from safetensors.torch import load_file
 
 from helios_core.take.history_file import load_history
-from helios_core.video.colour import anchored
+from helios_core.video.colour import anchored, anchored_latents
 from helios_core.video.reader import read_video
 from helios_core.video.segments import VideoSettings, encode_segment
 from helios_setup.errors import PromptRejectedError
@@ -92,6 +92,51 @@ def test_another_anchor_reaches_the_next_chunk_alone(comfy):
     assert all(not torch.equal(a, b) for i, a in enumerate((plain, *others[:-1])) for b in others[i:-1])
 
 
+def ending(**changes):
+    """The nodes of an end frame; the sampler that chunks get is ``end``."""
+    inputs = {"sampler": ["sampler", 0], "vae": ["vae", 0], "image": ["image", 0], "history": ["history", 0],
+              "num_chunks": 3, "guided_chunks": 1, "strength": 1.0}  # fmt: skip
+    return {"image": node("EmptyImage", width=96, height=80, batch_size=1, color=0x3366CC),
+            "end": node("HeliosEndFrame", **inputs | changes)}  # fmt: skip
+
+
+def test_an_end_frame_guides_the_last_chunk_alone_by_hand_as_in_a_chain(comfy):
+    """And a chain with the store of the one without finds the chunks before."""
+    graph, _ = chunks(seed=406)
+    graph["chain"]["inputs"]["take"] = "no end"
+    (plain,) = saved(comfy, graph, "chain")
+    graph, _ = chunks(seed=406, sampler=["end", 0])
+    graph |= ending()
+    graph["chain"]["inputs"]["take"] = "end"
+    *single, chain = saved(comfy, graph, "0", "1", "2", "chain")
+    assert torch.equal(torch.cat(single, dim=2), chain)
+    assert torch.equal(chain[:, :, :18], plain[:, :, :18]) and not torch.equal(chain[:, :, 18:], plain[:, :, 18:])
+    take = comfy.get("/helios/takes")["takes"][-1]
+    assert [cell["reused"] for cell in take["chunks"]] == [True, True, False]
+
+
+def test_a_render_ends_on_the_image_and_a_film_that_stops_before_is_told(comfy):
+    graph = film("ends", chunks=2, seed=407, sampler=["end", 0]) | ending(num_chunks=2)
+    (rendered,) = output_files(comfy.run(graph), output(comfy))
+    graph = film("stops", chunks=2, seed=407, sampler=["end", 0]) | ending(num_chunks=6)
+    before = len(comfy.events())
+    (stopped,) = output_files(comfy.run(graph), output(comfy))
+    texts = [event.data["text"] for event in comfy.events()[before:] if event.type == "progress_text"]
+    assert "The film ends 4 chunks before its end frame: set num_chunks of Helios End Frame to the film's." in texts
+    ends = [read_video(file)[-1].float() for file in (rendered, stopped)]
+    assert (ends[0] - ends[1]).abs().mean() > 5
+
+
+def test_an_end_frame_on_another_sampler_is_refused(comfy):
+    core = film("refused", sampler=["end", 0]) | ending() | {"sampler": node("KSamplerSelect", sampler_name="euler")}
+    with pytest.raises(PromptRejectedError, match="sampler is a KSAMPLER, not a Helios sampler"):
+        comfy.run(core)
+    other = film("refused", sampler=["end", 0]) | ending()
+    other["sampler"] = node("HeliosPyramidSampler", steps="1, 1, 1")
+    with pytest.raises(PromptRejectedError, match="connect the Helios DMD Sampler node"):
+        comfy.run(other)
+
+
 def test_an_image_without_a_vae_is_refused(comfy):
     graph, _ = chunks(seed=404)
     graph["image"] = node("EmptyImage", width=64, height=64, batch_size=1, color=0)
@@ -109,6 +154,15 @@ def test_settings_out_of_range_are_refused_before_anything_runs(comfy, name, val
     graph["steady"] = node("HeliosAntiDrift", history=["history", 0], **ALWAYS | {name: value})
     with pytest.raises(PromptRejectedError, match=name):
         comfy.run(graph)
+
+
+def test_held_latents_are_the_librarys(comfy):
+    graph, _ = chunks(seed=401)
+    graph["held"] = node("HeliosLatentColourAnchor", latent=["chain", 0], strength=0.5)
+    graph["after"] = node("HeliosLatentColourAnchor", latent=["chain", 0], strength=1.0, reference=["2", 0])
+    plain, last, held, after = saved(comfy, graph, "chain", "2", "held", "after")
+    assert torch.allclose(held, anchored_latents(plain, strength=0.5), atol=1e-6)
+    assert torch.allclose(after, anchored_latents(plain, last), atol=1e-6)
 
 
 def test_held_colours_are_the_librarys(comfy):

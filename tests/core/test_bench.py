@@ -85,8 +85,11 @@ def test_table_by_hand():
     assert (second["frames"], second["fps"], second["rating"], second["drift_luma"]) == (240, None, None, None)
     assert all(line["source"].startswith("published") for line in published)
     assert {line["name"]: line["rating"] for line in published}["Helios-Distilled"] == 7  # ceil(19.53 / 3.2)
-    lines = bench.as_markdown([first]).splitlines()
-    assert len(lines) == 3 and "| Helios tiny | 81 | 2 | 4 | 2 | 0.3 | 0.1 |" in lines[2]
+    totals = {line["name"]: line["long_total"] for line in published if line["long_total"] is not None}
+    assert totals == {"Helios-Distilled": 6.94, "Reward Forcing": 6.88, "Helios-Base": 6.57}
+    lines = bench.as_markdown([first, published[3]]).splitlines()
+    assert len(lines) == 4 and "| Helios tiny | 81 | 2 | 4 | 2 |  | 0.3 | 0.1 |" in lines[2]
+    assert lines[3].startswith("| Helios-Distilled |  |  | 19.53 | 7 | 6.94 |") and "published" in lines[3]
     (row,) = csv.DictReader(bench.as_csv([first]).splitlines())
     assert row["fps"] == "4" and row["drift_hue"] == ""
 

@@ -14,15 +14,17 @@ import av
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 pytest.importorskip("cv2", reason="OpenCV is not installed: pip install opencv-python-headless")
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
 from helios_core.commands.cli import main
 from helios_core.errors import HeliosError
+from helios_core.video.drift.aesthetic import AestheticHead
 from helios_core.video.drift.meter import DriftMeter
 from helios_core.video.drift.plot import picture
-from helios_core.video.drift.report import report_file, report_frames, seam_strengths
+from helios_core.video.drift.report import Scores, report_file, report_frames, seam_strengths
 from helios_core.video.growing import GrowingVideo
 from helios_core.video.reader import VideoReader, read_video
 from helios_core.video.segments import VideoSettings, encode_segment
@@ -287,6 +289,45 @@ def test_absent_packages_are_one_sentence(monkeypatch, package, module):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(HeliosError, match=f"which is not installed; run pip install {package}"):
         picture(report_frames(film(frames=3)) if module == "cv2" else report)
+
+
+def test_a_score_of_another_network_is_one_more_measure(tmp_path):
+    """Of every fourth frame; without it the report says what is missing."""
+    asked = []
+
+    def bright(frame):
+        asked.append(frame)
+        return float(frame.mean()) / 25.5
+
+    darker = list(film(lambda image, t: image * (1 - 0.5 * t), frames=66))
+    scored = report_frames(darker, chunk_frames=33, scores=Scores(bright, {"semantic": "no"}))
+    assert [frame.tolist() for frame in asked] == [frame.tolist() for frame in darker[::4]]
+    means = [float(frame.mean()) / 25.5 for frame in darker[::4]]
+    assert scored.chunks["aesthetic"] == pytest.approx([np.mean(means[:9]), np.mean(means[9:])], abs=1e-4)
+    assert scored.drifts[-1].drift == pytest.approx(np.mean(means[:3]) - np.mean(means[15:]), abs=1e-4)
+    assert "aesthetic" in scored.faults and json.loads(scored.json())["not_measured"] == {"semantic": "no"}
+    assert picture(scored).shape == picture(report_frames(darker, chunk_frames=33)).shape
+    plain = report_frames(darker, chunk_frames=33)
+    assert "aesthetic" not in plain.chunks
+    assert json.loads(plain.json())["not_measured"].keys() == {"aesthetic", "semantic"}
+    assert "Not measured: aesthetic (it takes CLIP ViT-L/14 and LAION's head" in plain.text()
+    assert "Not measured: semantic (ViCLIP is not read)." in plain.text()
+
+
+@pytest.mark.parametrize("tensors", [
+    {}, {"weight": torch.zeros(1, 8)}, {"weight": torch.zeros(2, 8), "bias": torch.zeros(2)},
+    {"0.weight": torch.zeros(4, 8), "0.bias": torch.zeros(4), "2.weight": torch.zeros(1, 5), "2.bias": torch.zeros(1)},
+    {"weight": torch.zeros(1, 8), "bias": torch.zeros(1), "running_mean": torch.zeros(8)},
+])  # fmt: skip
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+def test_files_that_are_no_head_are_named(tmp_path, tensors, kind):
+    path = tmp_path / f"head.{kind}"
+    if kind == "pth":
+        torch.save(tensors, path)
+    else:
+        save_file(tensors, path)
+    with pytest.raises(HeliosError, match=f"head.{kind} is no aesthetic head"):
+        AestheticHead.read(path)
 
 
 @pytest.mark.slow

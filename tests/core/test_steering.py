@@ -1,16 +1,19 @@
 """Held colours and another anchor, measured independently on films with known faults."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from helios_core.checkpoint.vae import load_vae
 from helios_core.errors import HeliosError
 from helios_core.take.anchor import newest_frame, with_anchor
 from helios_core.take.history import History
-from helios_core.video.colour import anchored
+from helios_core.video.colour import anchored, anchored_latents
 
+ROOT = Path(__file__).parents[2]
 CHUNKS, CHUNK = 44, 11
 RAMP = np.array([0.12, -0.08, 0.05])
 
@@ -81,6 +84,75 @@ def test_flat_and_short_films_get_an_answer():
     ):
         with pytest.raises(HeliosError, match=message):
             anchored(**{"frames": black, **bad})
+
+
+# -- latents ----------------------------------------------------------------------------------------------------
+
+
+def latents(seed, chunks=CHUNKS, batch=1):
+    """[B,16,9n,4,6] that stay as they are, each channel with a mean and spread of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    spread = torch.rand(batch, 16, 1, 1, 1, generator=generator) + 0.5
+    mean = torch.randn(batch, 16, 1, 1, 1, generator=generator)
+    return mean + spread * torch.randn(batch, 16, 9 * chunks, 4, 6, generator=generator)
+
+
+def latent_drift(x):
+    """Of the mean of every channel."""
+    frames = x.double().mean(dim=(3, 4))
+    ends = int(frames.shape[2] * 0.15)
+    return (frames[:, :, :ends].mean(2) - frames[:, :, -ends:].mean(2)).abs()
+
+
+def test_a_ramp_of_latents_is_cut_by_nine_tenths():
+    """Each of 16 channels drifts by up to 2, and grows by a third; every video of the batch is held to itself."""
+    still = latents(1, batch=2)
+    way = torch.linspace(0, 1, still.shape[2]).view(1, 1, -1, 1, 1)
+    amount = torch.linspace(-2, 2, 16).view(1, 16, 1, 1, 1)
+    drifting = still * (1 + way / 3) + amount * way
+    held = anchored_latents(drifting)
+    # What chance leaves in the still ones is no ramp.
+    assert (latent_drift(held) <= 0.1 * latent_drift(drifting) + latent_drift(still)).all()
+    for part, first in ((held[:, :, -9:], drifting[:, :, :9]),):
+        assert torch.allclose(part.std(dim=(2, 3, 4)), first.std(dim=(2, 3, 4)), rtol=0.05)
+    means = held.double().mean(dim=(3, 4))
+    steps, usual = ((x[:, :, 1:] - x[:, :, :-1]).abs() for x in (means, still.double().mean(dim=(3, 4))))
+    borders = np.arange(9, 9 * CHUNKS, 9) - 1
+    assert steps[:, :, borders].mean() < 1.1 * usual[:, :, borders].mean()
+
+
+def test_latents_take_a_references_statistics_and_still_ones_stay():
+    one = latents(2, chunks=1)
+    assert torch.allclose(anchored_latents(one), one, atol=1e-5) and anchored_latents(one, strength=0.0) is one
+    reference = latents(3, chunks=2)
+    held = anchored_latents(one.repeat(2, 1, 1, 1, 1), reference).numpy().astype(np.float64)
+    for channel in range(16):
+        wanted = reference[:, channel].numpy().astype(np.float64)
+        assert held[1, channel].mean() == pytest.approx(wanted.mean(), abs=1e-4)
+        ratio = wanted.std() / one[:, channel].numpy().astype(np.float64).std()
+        if 0.5 < ratio < 2:
+            assert held[1, channel].std() == pytest.approx(wanted.std(), rel=1e-3)
+    with pytest.raises(HeliosError, match=r"reference has shape \[3, 16, 9, 4, 6\]"):
+        anchored_latents(one, latents(3, chunks=1, batch=3))
+    with pytest.raises(HeliosError, match="strength=2 must be from 0"):
+        anchored_latents(one, strength=2)
+
+
+def test_a_ramp_of_latents_is_gone_from_the_decoded_frames():
+    """Through the VAE that comes with the pack: a still picture, its latents with a ramp, decoded chunk by chunk."""
+    vae = load_vae(ROOT / "models" / "helios-small" / "mid", torch.float32, "cpu")
+    y, x = np.mgrid[:32, :32] / 32
+    picture = torch.from_numpy(np.stack([0.3 + 0.3 * x, 0.3 + 0.3 * y, 0.5 - 0.2 * x])).float() * 2 - 1
+    with torch.no_grad():
+        still = vae.encode(picture[None, :, None].repeat(1, 1, 33, 1, 1))[0].repeat(1, 1, 3, 1, 1)
+        way = torch.linspace(0, 1, 27).view(1, 1, -1, 1, 1)
+        ramp = torch.linspace(-1.5, 1.5, 16).view(1, 16, 1, 1, 1)
+        frames = [
+            torch.cat([vae.decode(part) for part in film.split(9, dim=2)], dim=2)[0].permute(1, 2, 3, 0) / 2 + 0.5
+            for film in (still + way * ramp, anchored_latents(still + way * ramp))
+        ]
+    plain, held = (drift(x).max() for x in frames)
+    assert plain > 0.05 and held < 0.1 * plain
 
 
 # -- another anchor -------------------------------------------------------------------------------------------

@@ -71,7 +71,13 @@ def graphs() -> dict[str, dict[str, Any]]:
     )
     found["saved"]["anchor"] = node("HeliosAnchorHistory", history=["steady", 0], strength=0.5)
     found["saved"]["render"]["inputs"]["history"] = ["anchor", 0]
+    found["render"]["picture"] = node("EmptyImage", width=32, height=32, batch_size=1, color=255)
+    found["render"]["end"] = node("HeliosEndFrame", sampler=["sampler", 0], vae=["vae", 0], image=["picture", 0],
+                                  history=["history", 0], num_chunks=1, guided_chunks=1, strength=1.0)  # fmt: skip
+    found["render"]["render"]["inputs"]["sampler"] = ["end", 0]
     found["render"]["cut"] = node("HeliosSplitVideo", video=["render", 0], chunks="0", chunk_frames=33)
+    larger = {"multiplier": 2, "frames_at_once": 8, "codec": "h264", "quality": 30, "filename_prefix": "fuzz"}
+    found["render"]["larger"] = node("HeliosProcessVideo", video=["cut", 0], **larger, scale=1.5)
     found["render"]["part"] = node("HeliosChunkFrames", film=["cut", 0], chunk=0, chunk_frames=33)
     found["render"]["shown"] = node("PreviewImage", images=["part", 0])
     found["render"]["drift"] = node("HeliosDriftReport", video=["cut", 0], chunk_frames=11, prompt_changes="1, 2")
@@ -107,7 +113,8 @@ def _core() -> dict[str, Any]:
     graph["sigmas"] = node("BasicScheduler", model=["model", 0], scheduler="simple", steps=1, denoise=1.0)
     graph["sample"] = node("SamplerCustomAdvanced", noise=["noise", 0], guider=["guider", 0], sampler=["sampler", 0],
                            sigmas=["sigmas", 0], latent_image=["empty", 0])  # fmt: skip
-    graph["decode"] = node("HeliosDecode", latent=["sample", 0], vae=["vae", 0])
+    graph["even"] = node("HeliosLatentColourAnchor", latent=["sample", 0], strength=0.5)
+    graph["decode"] = node("HeliosDecode", latent=["even", 0], vae=["vae", 0])
     graph["hold"] = node("HeliosColourAnchor", images=["decode", 0], strength=1.0, chunk_frames=11)
     graph["keep"] = node("PreviewImage", images=["hold", 0])
     return graph

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
 
 from ...errors import HeliosError
+from .aesthetic import EVERY
 
 # The longer side at which motion is followed: 11 ms a frame of one core, against 50 at 640 pixels.
 FLOW_SIZE = 320
@@ -23,7 +25,10 @@ FARNEBACK = {
 }
 SMALLEST_FLOW = 16
 WHITE = 255.0
-SERIES = ("luma", "contrast", "saturation", "hue_x", "hue_y", "sharpness", "motion", "unpredicted")
+SERIES = ("luma", "contrast", "saturation", "hue_x", "hue_y", "sharpness", "motion", "unpredicted", "aesthetic")
+
+Score = Callable[[np.ndarray], float]
+"""A frame, uint8 [H,W,3] -> a number."""
 
 
 def opencv() -> ModuleType:
@@ -38,7 +43,7 @@ def opencv() -> ModuleType:
 
 
 class DriftMeter:
-    """Measures frames as they come and keeps only the figures: 32 bytes a frame.
+    """Measures frames as they come and keeps only the figures: 36 bytes a frame.
 
     Of a frame, in shares of white where nothing else is said:
         luma: mean of the grey picture (Rec. 601).
@@ -50,10 +55,13 @@ class DriftMeter:
         motion: mean length of Farneback's optical flow, in pixels a frame.
         unpredicted: mean grey difference between the frame and the one before moved on as it had been moving, in grey
             levels: little while motion goes on, much at a seam or a cut.
+    Of every fourth frame, where a network for it is given; nan of the others:
+        aesthetic: what ``aesthetic`` says of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, aesthetic: Score | None = None) -> None:
         self._cv2 = opencv()
+        self._aesthetic = aesthetic
         self._series = {name: array("f") for name in SERIES}
         self._grey: np.ndarray | None = None
         self._flow: np.ndarray | None = None
@@ -82,6 +90,8 @@ class DriftMeter:
         add("hue_x", (red - (green + blue) / 2) / WHITE)
         add("hue_y", (green - blue) * 3**0.5 / 2 / WHITE)
         add("sharpness", cv2.meanStdDev(cv2.Laplacian(grey, cv2.CV_32F))[1][0, 0] ** 2)
+        scored = self._aesthetic is not None and (len(self) - 1) % EVERY == 0
+        add("aesthetic", self._aesthetic(frame) if self._aesthetic is not None and scored else float("nan"))
         self._follow(grey)
 
     def _follow(self, grey: np.ndarray) -> None:

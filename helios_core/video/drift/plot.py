@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import HeliosError
-from .report import ENDS, MEASURES, SEAM, STRONG_SEAM, Drift, DriftReport, Measure
+from .report import ENDS, SEAM, STRONG_SEAM, Drift, DriftReport, Measure
 
 WIDTH, HEIGHT, DOTS = 11.0, 9.0, 100
 CALM, NAMED, ENDS_SHADE, PROMPT = "#35618f", "#c0392b", "#eef2f6", "#7d3c98"
@@ -35,7 +35,7 @@ def figure(report: DriftReport) -> Any:
         HeliosError: matplotlib is not installed.
     """
     page = matplotlib_figure()(figsize=(WIDTH, HEIGHT), dpi=DOTS, layout="constrained")
-    rows = page.subplots(len(MEASURES) + 1, 1, sharex=True)
+    rows = page.subplots(len(report.drifts) + 1, 1, sharex=True)
     page.suptitle(f"{report.name}: {report.verdict()}", fontsize=11, x=0.01, ha="left", wrap=True)
     for axes, drift in zip(rows, report.drifts, strict=False):
         _curve(axes, report, drift)

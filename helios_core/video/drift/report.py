@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from ...errors import HeliosError
 from ...variants import CHUNK_FRAMES
 from ..reader import VideoReader
-from .meter import DriftMeter
+from .meter import DriftMeter, Score
 
 # HeliosBench: drift is the difference between the first and the last 15 % of frames.
 ENDS = 0.15
@@ -48,7 +48,25 @@ MEASURES = (
     Measure("sharpness", "grey levels squared", 1.0, share=0.3, digits=1),
     Measure("motion", "pixels a frame", 0.5, share=0.5, digits=2),
 )
+AESTHETIC = Measure("aesthetic", "of 10", 0.5, digits=2)
 SEAM = Measure("seam", "times the inside of a chunk", STRONG_SEAM, digits=2)
+
+
+ABSENT = {
+    "aesthetic": "it takes CLIP ViT-L/14 and LAION's head in ComfyUI's models/clip_vision",
+    "semantic": "ViCLIP is not read",
+}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What other networks measure of a film, and why not what they do not."""
+
+    aesthetic: Score | None = None
+    absent: Mapping[str, str] = field(default_factory=lambda: ABSENT)
+
+
+NO_SCORES = Scores()
 
 
 @dataclass(frozen=True)
@@ -78,6 +96,7 @@ class DriftReport:
             the chunk and the one before.
         prompt_changes: chunks at which the prompt changed, as the caller told.
         notes: sentences about the file.
+        not_measured: scores of other networks by name, each with the reason that it is not there.
     """
 
     name: str
@@ -90,6 +109,7 @@ class DriftReport:
     drifts: tuple[Drift, ...]
     prompt_changes: tuple[int, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    not_measured: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def seams(self) -> list[int]:
@@ -116,6 +136,7 @@ class DriftReport:
             "seams": self.seams,
             "prompt_changes": list(self.prompt_changes),
             "notes": list(self.notes),
+            "not_measured": dict(self.not_measured),
             "drift": {
                 x.measure.name: {"start": x.start, "end": x.end, "drift": x.drift, "unit": x.measure.unit}
                 for x in self.drifts
@@ -138,7 +159,8 @@ class DriftReport:
         for x in self.drifts:
             values = "".join(f"{_shown(value, x.measure):>12}" for value in (x.start, x.end, x.drift))
             lines.append(f"{x.measure.name:12}{values}  {x.measure.unit}{'  <-' if x.named else ''}")
-        return "\n".join([*lines, self.verdict(), *self.notes])
+        absent = [f"Not measured: {name} ({why})." for name, why in self.not_measured.items()]
+        return "\n".join([*lines, self.verdict(), *self.notes, *absent])
 
     def verdict(self) -> str:
         """One sentence."""
@@ -176,40 +198,52 @@ def report_video(
     chunk_frames: int = CHUNK_FRAMES,
     prompt_changes: Sequence[int] = (),
     watched: Callable[[Iterable[np.ndarray]], Iterable[np.ndarray]] = iter,
+    scores: Scores = NO_SCORES,
 ) -> DriftReport:
     """Measures an open file; ``watched`` passes its frames on. Raises as :func:`report_file`."""
-    meter = _measured(watched(reader), chunk_frames)
+    meter = _measured(watched(reader), chunk_frames, scores)
     notes = []
     if reader.hdr:
         notes.append(f"The file is HDR ({reader.hdr}): the figures are of its coded values, not of brightness.")
     if reader.uneven:
         notes.append("The frame rate varies: chunks and ends are counted in frames, not in seconds.")
-    return _report(meter, name, reader.fps, chunk_frames, prompt_changes, notes)
+    return _report(meter, name, reader.fps, chunk_frames, prompt_changes, notes, scores)
 
 
 def report_frames(
-    frames: Iterable[np.ndarray], name: str = "frames", chunk_frames: int = CHUNK_FRAMES, changes: Sequence[int] = ()
+    frames: Iterable[np.ndarray],
+    name: str = "frames",
+    chunk_frames: int = CHUNK_FRAMES,
+    changes: Sequence[int] = (),
+    scores: Scores = NO_SCORES,
 ) -> DriftReport:
     """Measures frames, uint8 [H,W,3] each. Raises as :func:`report_file`."""
-    meter = _measured(frames, chunk_frames)
+    meter = _measured(frames, chunk_frames, scores)
     if not len(meter):
         raise HeliosError(f"{name} holds no frames; give at least one.")
-    return _report(meter, name, None, chunk_frames, changes, [])
+    return _report(meter, name, None, chunk_frames, changes, [], scores)
 
 
-def _measured(frames: Iterable[np.ndarray], chunk_frames: int) -> DriftMeter:
+def _measured(frames: Iterable[np.ndarray], chunk_frames: int, scores: Scores) -> DriftMeter:
     if chunk_frames < 2:
         raise HeliosError(f"chunk_frames={chunk_frames} must be at least 2; a Helios chunk is {CHUNK_FRAMES} frames.")
-    meter = DriftMeter()
+    meter = DriftMeter(scores.aesthetic)
     for frame in frames:
         meter.add(frame)
     return meter
 
 
 def _report(
-    meter: DriftMeter, name: str, fps: float | None, chunk_frames: int, changes: Sequence[int], notes: list[str]
+    meter: DriftMeter,
+    name: str,
+    fps: float | None,
+    chunk_frames: int,
+    changes: Sequence[int],
+    notes: list[str],
+    scores: Scores,
 ) -> DriftReport:
-    series = {m.name: meter.series(m.name) for m in MEASURES if m.name != "hue"}
+    measures = MEASURES if scores.aesthetic is None else (*MEASURES, AESTHETIC)
+    series = {m.name: meter.series(m.name) for m in measures if m.name != "hue"}
     # Across a border the motion is the seam's.
     series["motion"][::chunk_frames] = np.nan
     colour = meter.series("hue_x") + 1j * meter.series("hue_y")
@@ -226,10 +260,12 @@ def _report(
         _circular(m, colour[:ends], colour[-ends:])
         if m.name == "hue"
         else _drift(m, _mean(series[m.name][:ends]), _mean(series[m.name][-ends:]))
-        for m in MEASURES
+        for m in measures
     )
     size = meter.width, meter.height
-    return DriftReport(name, count, *size, fps, chunk_frames, chunks, drifts, tuple(changes), tuple(notes))
+    return DriftReport(
+        name, count, *size, fps, chunk_frames, chunks, drifts, tuple(changes), tuple(notes), scores.absent
+    )
 
 
 def seam_strengths(unpredicted: np.ndarray, borders: range, chunk_frames: int) -> np.ndarray:

@@ -1,0 +1,89 @@
+"""The aesthetic score: a picture's CLIP embedding through LAION's head, 1 to 10."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...checkpoint.folder import existing_file
+from ...checkpoint.mapped import map_file
+from ...errors import HeliosError, reason
+
+# One frame for each of the latent's: CLIP takes longer for one than all other measures do, and an end of the shortest
+# film, 15 % of a chunk, still has one.
+EVERY = 4
+_LAYER = re.compile(r"(?:.*?(\d+)\.)?(weight|bias)")
+
+Embed = Callable[[np.ndarray], Tensor]
+"""A frame, uint8 [H,W,3] -> its projected CLIP embedding [D]."""
+
+
+class AestheticHead:
+    """LAION's head: one linear layer (version 1), or several without anything between them (version 2, an MLP whose
+    activations its authors left out).
+
+    Args:
+        layers: weight [out,in] and bias [out] of each; the first takes an embedding, the last gives one number.
+
+    Raises:
+        HeliosError: layers that do not follow each other.
+    """
+
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]]):
+        width = layers[0][0].shape[-1] if layers else 0
+        self.width = width
+        for weight, bias in layers:
+            if weight.ndim != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
+                raise HeliosError("its layers do not follow each other.")
+            width = len(weight)
+        if width != 1:
+            raise HeliosError("its last layer does not give one number.")
+        self._layers = [(weight.double(), bias.double()) for weight, bias in layers]
+
+    @classmethod
+    def read(cls, path: Path) -> AestheticHead:
+        """Reads a head from a safetensors or PyTorch file.
+
+        Raises:
+            HeliosError: another file.
+        """
+        try:
+            if path.suffix in (".safetensors", ".sft"):
+                tensors = map_file(existing_file(path))[0]
+            else:
+                tensors = torch.load(path, map_location="cpu", weights_only=True)
+            numbered: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in tensors.items():
+                found = _LAYER.fullmatch(name)
+                if found is None:
+                    raise HeliosError(f"it holds {name}.")
+                numbered.setdefault(int(found[1] or 0), {})[found[2]] = tensor
+            return cls([(numbered[i]["weight"], numbered[i]["bias"]) for i in sorted(numbered)])
+        # torch.load fails in whatever a foreign file meets first.
+        except Exception as error:
+            raise HeliosError(f"{path.name} is no aesthetic head ({reason(error)}).") from error
+
+    def __call__(self, embedding: Tensor) -> float:
+        """The score of an embedding [D], which is brought to length 1 first, as in LAION's training."""
+        x = embedding.double().cpu()
+        x = x / x.norm()
+        for weight, bias in self._layers:
+            x = weight @ x + bias
+        return x.item()
+
+
+@dataclass(frozen=True)
+class AestheticScore:
+    """A frame's score."""
+
+    embed: Embed
+    head: AestheticHead
+
+    def __call__(self, frame: np.ndarray) -> float:
+        return self.head(self.embed(frame))
