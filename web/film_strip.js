@@ -18,6 +18,7 @@ const LIVE = 'HeliosLiveVideo'
 const NODES = ['HeliosChunkChain', 'HeliosRenderVideo', LIVE]
 const MARGIN = 6
 const FIRST_WIDTH = 360
+const DIRECTOR_HEIGHT = 80
 
 /** @type {WeakMap<ComfyNode, FilmStrip>} */
 const strips = new WeakMap()
@@ -141,7 +142,7 @@ function addStrip(node) {
     hideOnZoom: false,
     hideInPanel: true,
     margin: MARGIN,
-    getMinHeight: () => STRIP_HEIGHT + 2 * MARGIN
+    getMinHeight: () => STRIP_HEIGHT + (node.comfyClass === LIVE ? DIRECTOR_HEIGHT : 0) + 2 * MARGIN
   })
   // The option keeps it out of the queued graph, the property out of saved workflows.
   widget.serialize = false
