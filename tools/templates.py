@@ -55,7 +55,7 @@ HEIGHTS = {
     "LoadVideo": 360.0,
     "HeliosChunkChain": 560.0,
     "HeliosRenderVideo": 760.0,
-    "HeliosLiveVideo": 960.0,
+    "HeliosLiveVideo": 1060.0,
     "SaveVideo": 440.0,
     "HeliosDriftReport": 620.0,
     "HeliosProcessVideo": 620.0,
@@ -262,7 +262,7 @@ TEMPLATES = (
                 "A blue ring bounces off the edges at night."
                 - **schedule** and **seed_changes** hold the film as you directed it, for Helios Render Video.
                 """,
-                height=430,
+                height=340,
             ),
         ),
     ),

@@ -19,6 +19,7 @@ const FARM = 'HeliosFarmRender'
 const NODES = ['HeliosChunkChain', 'HeliosRenderVideo', LIVE, FARM]
 const MARGIN = 6
 const FIRST_WIDTH = 360
+const DIRECTOR_HEIGHT = 80
 
 /** @type {WeakMap<ComfyNode, FilmStrip>} */
 const strips = new WeakMap()
@@ -143,7 +144,7 @@ function addStrip(node) {
     hideOnZoom: false,
     hideInPanel: true,
     margin: MARGIN,
-    getMinHeight: () => STRIP_HEIGHT + 2 * MARGIN
+    getMinHeight: () => STRIP_HEIGHT + (node.comfyClass === LIVE ? DIRECTOR_HEIGHT : 0) + 2 * MARGIN
   })
   // The option keeps it out of the queued graph, the property out of saved workflows.
   widget.serialize = false

@@ -98,4 +98,6 @@ class LiveFeed(TakeFeed):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.director.end_now()
+        with self._lock:
+            self._state = replace(self._state, num_chunks=max(1, self.director.cursor - self.director.first))
         super().__exit__(kind, error, traceback)

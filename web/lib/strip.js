@@ -163,7 +163,7 @@ export class FilmStrip {
 
   _draw() {
     const take = this.take
-    const plan = take?.status === 'running' ? undefined : this.host.plan?.()
+    const plan = take?.status === 'running' || take?.live ? undefined : this.host.plan?.()
     this.root.dataset.status = this.inner.dataset.status = take?.status ?? 'idle'
     this._drawHead(take)
     this._drawTimeline(take, plan)

@@ -138,6 +138,8 @@ export class Takes {
   _end(take, status, message) {
     take.status = status
     take.message = message
+    // It ended where somebody said so.
+    if (take.live && status !== 'lost') take.num_chunks = Math.max(1, finishedChunks(take))
     this._tell('end', take)
   }
 

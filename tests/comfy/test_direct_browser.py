@@ -1,0 +1,91 @@
+"""A film that is directed from its strip while it is made, in a real browser: both node designs."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from helios_comfy_strip import BANDS, FILM_SHOWN, SECONDS, TAKE, VIDEO, Strip
+
+from helios_setup.server import ComfyServer
+
+BLOBS = True
+LIVE_FILM = "Helios Distilled - Live"
+GROWING = f"() => {VIDEO}?.src.startsWith('blob:') && {VIDEO}.readyState >= 2"
+EDGE = f"() => {VIDEO}.buffered.length ? {VIDEO}.buffered.end({VIDEO}.buffered.length - 1) : 0"
+WAITING = "() => [...document.querySelectorAll('.helios-band[data-waiting]')].map(band => band.innerText.trim())"
+PICTURE = "(chunk) => document.querySelector(`.helios-cell[data-chunk='${chunk}'] img`)?.src"
+
+
+def directing(strip: Strip, comfy: ComfyServer) -> dict[str, Any]:
+    return comfy.get(f"/helios/takes/{strip.page.evaluate(TAKE)}/direct")
+
+
+def said(strip: Strip) -> None:
+    """Waits for the answer to a direction."""
+    strip.page.get_by_text("Holds from chunk").wait_for(timeout=SECONDS)
+
+
+def prompt(strip: Strip, text: str, chunk: int | None = None) -> None:
+    strip.page.locator(".helios-direct-from").fill("" if chunk is None else str(chunk + 1))
+    field = strip.page.locator(".helios-direct-field")
+    field.fill(text)
+    field.press("Enter")
+    strip.page.wait_for_function("() => !document.querySelector('.helios-direct-field').value", timeout=SECONDS)
+
+
+def test_a_film_is_directed_from_its_strip(strip: Strip, comfy: ComfyServer) -> None:
+    strip.open(LIVE_FILM, text="a boat", max_chunks=60)
+    bar = strip.page.locator(".helios-direct")
+    assert bar.is_hidden()
+    strip.run()
+    # It plays by itself, and what is buffered grows.
+    strip.page.wait_for_function(GROWING, timeout=SECONDS)
+    before = strip.page.evaluate(EDGE)
+    strip.page.wait_for_function(f"least => ({EDGE})() > least", arg=before, timeout=SECONDS)
+    bar.wait_for()
+    strip.press("pause")
+    said(strip)
+    strip.page.locator(".helios-strip [data-action=continue]").wait_for()
+    first = directing(strip, comfy)["next_chunk"]
+    prompt(strip, "a storm")
+    prompt(strip, "the sun", first + 4)
+    strip.page.wait_for_function(f"() => ({WAITING})().length === 2")
+    assert strip.page.evaluate(BANDS) == ["a boat", "a storm", "the sun"]
+    lines = strip.page.locator(".helios-direct-waiting > div").all_inner_texts()
+    assert [line.split(",")[0] for line in lines] == [f"Chunk {first + 1}", f"Chunk {first + 5}"]
+    strip.screenshot("directed")
+    strip.press("undo")
+    strip.page.wait_for_function(f"() => ({WAITING})().join() === 'a storm'")
+    # A reload keeps all of it.
+    strip.frontend.start()
+    bar.wait_for(timeout=SECONDS)
+    strip.page.wait_for_function(f"() => ({WAITING})().join() === 'a storm'", timeout=SECONDS)
+    strip.press("continue")
+    strip.until_finished(first + 2)
+    assert strip.page.evaluate(WAITING) == []
+    rows = directing(strip, comfy)["rows"]
+    assert [(row["chunk"], row["text"]) for row in rows] == [(0, "a boat"), (first, "a storm")]
+
+    strip.until_pictures(2)
+    picture = strip.page.evaluate(PICTURE, 1)
+    # Where it plays would be chosen again and again.
+    strip.page.locator(".helios-player [data-action=play]").click()
+    for key in ("Home", "ArrowRight"):
+        strip.page.locator(".helios-timeline-cells").press(key)
+    strip.page.wait_for_selector(".helios-cell[data-chunk='1'][aria-selected=true]")
+    strip.press("redo")
+    strip.cell(1).locator(".helios-cell-seed").wait_for(timeout=SECONDS)
+    strip.page.wait_for_function(
+        f"old => ![null, undefined, old].includes(({PICTURE})(1))", arg=picture, timeout=SECONDS
+    )
+    assert directing(strip, comfy)["seed_changes"].startswith("1: ")
+    strip.page.wait_for_function(GROWING, timeout=SECONDS)
+    strip.press("stop")
+    strip.until("finished")
+    strip.page.wait_for_function(FILM_SHOWN, timeout=SECONDS)
+    assert bar.is_hidden()
+    assert re.search(r"(\d+) of \1 chunks, finished", strip.text()), "it is as long as it became"
+    assert not any(cell["stale"] for cell in strip.cells())
+    strip.screenshot("directed-finished")
+    assert strip.frontend.errors == []
