@@ -44,3 +44,12 @@ def test_rounding_by_chance_keeps_the_mean(form):
     kept = ((mean - plain).view(-1, 32) * inner / step).sum() / inner.sum()
     assert 0.03 < kept < 0.07
     assert torch.equal(pack(form, changed, 7), pack(form, changed, 7))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_the_same_on_a_gpu(form):
+    packed = pack(form, numbers())
+    assert torch.equal(unpack(form, packed.cuda()).cpu(), unpack(form, packed))
+    again = unpack(form, pack(form, numbers().cuda())).cpu()
+    assert (again - unpack(form, packed)).abs().max() <= numbers().abs().max() / 2 ** (form.bits - 1)
