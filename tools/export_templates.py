@@ -1,14 +1,13 @@
-"""Write the templates, workflows/*.json and their thumbnails, from the API graphs in workflows/api.
+"""Write the templates, workflows/*.json, from the API graphs in workflows/api.
 
 `python -m tools.export_templates` opens every API graph in the frontend that ComfyUI ships, lays it out as
 `templates.py` says, saves what the frontend serializes, and opens the result again to see that it queues the
-very same prompt. Needs `python run.py setup`, Playwright, Pillow and a Chromium.
+very same prompt. `template_pictures.py` makes their cards. Needs `python run.py setup`, Playwright and a Chromium.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 import uuid
@@ -23,12 +22,10 @@ from .template_layout import Layout, arrange
 from .templates import COLUMNS, HEIGHTS, TEMPLATES, Template
 
 WORKFLOWS = ROOT / "workflows"
-THUMBNAIL_SIDE = 640
-JPEG_QUALITY = 85
 # Any fixed number space does: a template keeps its id however often it is written.
 ID_SPACE = uuid.UUID("6f4b2f7e-7c0c-4c3e-9a0e-48656c696f73")
 
-APPLY = """([nodes, groups, notes]) => {
+APPLY = """([nodes, groups, notes, routes]) => {
   for (const [id, box] of nodes) {
     const node = app.graph.getNodeById(id)
     node.pos = [box.x, box.y]
@@ -50,26 +47,11 @@ APPLY = """([nodes, groups, notes]) => {
     node.color = '#222'
     node.bgcolor = '#000'
   }
+  for (const [id, name, points] of routes) {
+    const input = app.graph.getNodeById(id).inputs.find(slot => slot.name === name)
+    for (const point of points) app.graph.createReroute(point, app.graph.getLink(input.link))
+  }
 }"""
-# Hides everything around the graph, fits its first two columns of groups into the window, and returns where they are
-# there: left, top, side.
-FIT = """async least => {
-  app.extensionManager.focusMode = true
-  const boxes = app.graph.groups.map(({ pos, size }) => [...pos, pos[0] + size[0], pos[1] + size[1]])
-  const [left, top] = [0, 1].map(side => Math.min(...boxes.map(box => box[side])) - 20)
-  const bottom = Math.max(...boxes.map(box => box[3])) + 20
-  const side = Math.max(least, bottom - top)
-  const above = top - (side - (bottom - top)) / 2
-  const ds = app.canvas.ds
-  await new Promise(done => setTimeout(done, 500))
-  ds.fitToBounds([left, above, side, side], { zoom: 1 })
-  app.canvas.setDirty(true, true)
-  await new Promise(done => setTimeout(done, 500))
-  return [(left + ds.offset[0]) * ds.scale, (above + ds.offset[1]) * ds.scale, side * ds.scale]
-}"""
-THUMBNAIL_WIDTH = 1010
-# The zoom buttons, which float over the graph.
-HIDE = "div:has(> [data-testid='zoom-controls-button']) { visibility: hidden }"
 
 
 def main() -> int:
@@ -95,7 +77,7 @@ def main() -> int:
 
 
 def export(template: Template, url: str, program: str) -> None:
-    """Write one template and its thumbnail.
+    """Write one template.
 
     Raises:
         RuntimeError: the frontend does not take the template for what its API graph says.
@@ -115,7 +97,6 @@ def export(template: Template, url: str, program: str) -> None:
         check(template, frontend, wanted, workflow)
         file = WORKFLOWS / f"{template.title}.json"
         file.write_text(json.dumps(workflow, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        save_thumbnail(frontend, file.with_suffix(".jpg"))
     print(f"{file.relative_to(ROOT)}: {len(graph)} nodes, {len(template.notes)} notes")
 
 
@@ -123,7 +104,8 @@ def apply_layout(frontend: Frontend, layout: Layout) -> None:
     nodes = [(int(node), vars(box)) for node, box in layout.nodes.items()]
     groups = [(group.title, group.color, vars(box)) for group, box in layout.groups]
     notes = [(note.title, note.text, vars(box)) for note, box in layout.notes]
-    frontend.page.evaluate(APPLY, [nodes, groups, notes])
+    routes = [(int(node), name, points) for (node, name), points in layout.routes.items()]
+    frontend.page.evaluate(APPLY, [nodes, groups, notes, routes])
 
 
 def tidy(workflow: dict[str, Any], title: str) -> dict[str, Any]:
@@ -136,7 +118,11 @@ def tidy(workflow: dict[str, Any], title: str) -> dict[str, Any]:
         for slot in node.get("outputs", ()):
             slot["links"] = [numbers[link] for link in slot["links"] or ()]
     workflow["nodes"].sort(key=lambda node: node["id"])
-    # Without a saved view the frontend fits the graph to the window.
+    for part in workflow["extra"].get("linkExtensions", ()):
+        part["id"] = numbers[part["id"]]
+    for part in workflow["extra"].get("reroutes", ()):
+        part["linkIds"] = sorted(numbers[link] for link in part["linkIds"])
+    # The frontend fits a template to the window.
     workflow["extra"].pop("ds", None)
     return {
         **workflow,
@@ -163,17 +149,6 @@ def without_previews(prompt: dict[str, Any]) -> dict[str, Any]:
         for name in [name for name, value in node["inputs"].items() if name.endswith("-preview") and value == ""]:
             del node["inputs"][name]
     return prompt
-
-
-def save_thumbnail(frontend: Frontend, file: Path) -> None:
-    """The square at the graph's left end, model to prompt: the template browser's cards are square."""
-    from PIL import Image
-
-    left, top, side = frontend.page.evaluate(FIT, THUMBNAIL_WIDTH)
-    clip = {"x": left, "y": top, "width": side, "height": side}
-    image = Image.open(io.BytesIO(frontend.page.screenshot(clip=clip, style=HIDE)))
-    size = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
-    image.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(file, quality=JPEG_QUALITY, optimize=True)
 
 
 def look(template: Template, url: str, program: str, vue_nodes: bool, folder: Path) -> None:

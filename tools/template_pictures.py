@@ -3,7 +3,8 @@
     python -m tools.template_pictures [--only API]
 
 The frontend shows a pack's template as a square picture and its file's name, without a description, so the words are
-in the picture. Films are made on the spot, as they come. There is no small Base: its cards show Mid's.
+in the picture. Films are helios-small's, as they come: Distilled's made on the spot, and Mid's from the picture of
+`small_films.py`, because they take ten times as long. There is no small Base; each card says whose film it shows.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageSequence
 
 from helios_core.commands.embedded import SMALL_FOLDER, SMALL_SIZE
 from helios_core.pipeline import HeliosPipeline
@@ -28,9 +29,9 @@ from helios_setup.paths import ROOT
 
 from .templates import TEMPLATES, Template, cost
 
-WORKFLOWS = ROOT / "workflows"
+WORKFLOWS, MID_PICTURE = ROOT / "workflows", SMALL_FOLDER / "films.webp"
 SIDE, QUALITY = 640, 85
-FRAMES_SHOWN = 5
+FRAMES_SHOWN, GAP = 5, 5
 INK, QUIET, GROUND, ACCENT = "#f4f4f5", "#a1a1aa", "#18181b", "#5eead4"
 RED_BALL = "A red ball moves left in the snow."
 TRIANGLE = "An orange triangle moves up and down in a grey hall."
@@ -49,61 +50,67 @@ class Film:
 
 
 FILMS = {
-    "helios_distilled_t2v": Film(RED_BALL),
-    "helios_distilled_i2v": Film(TRIANGLE, begins="image"),
-    "helios_distilled_v2v": Film(RING, begins="video"),
-    "helios_distilled_long_video": Film(SQUARE, 6),
-    "helios_distilled_anchored_minute": Film(RING, 6, "image", {"anti_drift": AntiDrift()}),
-    "helios_distilled_interactive": Film(
-        chunks=6, options={"prompt_schedule": [(0, RED_BALL), (2, TRIANGLE), (4, RING)], "blend": 2}
-    ),
-    "helios_distilled_hand_chained": Film(chunks=3, options={"prompt_schedule": [(0, SQUARE), (1, RING)], "blend": 1}),
-    "helios_distilled_drift_report": Film(RED_BALL, 6),
-    "helios_mid_t2v": Film(TRIANGLE),
-    "helios_mid_i2v": Film(RED_BALL, begins="image"),
-    "helios_mid_v2v": Film(SQUARE, begins="video"),
-    "helios_base_t2v": Film(RING),
-    "helios_base_i2v": Film(SQUARE, begins="image"),
-    "helios_base_v2v": Film(TRIANGLE, begins="video"),
+    "t2v": Film(RED_BALL),
+    "i2v": Film(TRIANGLE, 1, "image"),
+    "v2v": Film(RING, 1, "video"),
+    "long_video": Film(SQUARE, 3),
+    "anchored_minute": Film(TRIANGLE, 2, "image", {"anti_drift": AntiDrift()}),
+    "interactive": Film(chunks=3, options={"prompt_schedule": [(0, RED_BALL), (1, TRIANGLE), (2, RING)], "blend": 1}),
+    "hand_chained": Film(chunks=2, options={"prompt_schedule": [(0, SQUARE), (1, RING)], "blend": 1}),
+    "drift_report": Film(SQUARE, 3),
 }
+# Where a film lies in the picture of Mid's: column and row.
+MID_FILMS = {"helios_mid_t2v": (1, 0), "helios_base_t2v": (0, 1)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", metavar="API", help="this one of workflows/api instead of all")
+    parser.add_argument("--only", metavar="API", nargs="+", help="these of workflows/api instead of all")
     options = parser.parse_args()
     for number, template in enumerate(TEMPLATES, start=1):
-        if options.only in (None, template.api):
+        if not options.only or template.api in options.only:
             file = WORKFLOWS / f"{template.title}.jpg"
             card(number, template, frames_of(template)).save(file, quality=QUALITY, optimize=True)
             print(f"{file.relative_to(ROOT)}: {file.stat().st_size / 1000:.0f} kB", flush=True)
 
 
-@functools.cache
-def pipeline(variant: str) -> HeliosPipeline:
-    return HeliosPipeline.from_pretrained(SMALL_FOLDER / ("distilled" if variant == "distilled" else "mid"))
-
-
-@torch.no_grad()
 def frames_of(template: Template) -> np.ndarray:
     """The film, uint8 [F,H,W,3], with what it begins from in front."""
-    film, pipe = FILMS[template.api], pipeline(template.variant)
+    if template.api in MID_FILMS:
+        return _cut(*MID_FILMS[template.api])
+    return filmed(template.api.split("_", 2)[2])
+
+
+def _cut(column: int, row: int) -> np.ndarray:
+    """One of the films in the picture of Mid's."""
     width, height = SMALL_SIZE
+    with Image.open(MID_PICTURE) as picture:
+        size = (picture.width // 2, picture.height // 2)
+        box = (column * size[0], row * size[1], (column + 1) * size[0], (row + 1) * size[1])
+        frames = [frame.convert("RGB").crop(box).resize((width, height)) for frame in ImageSequence.Iterator(picture)]
+    return np.stack([np.asarray(frame) for frame in frames])
 
-    def made(chunks: int, **options: Any) -> np.ndarray:
-        generator = torch.Generator().manual_seed(1)
-        found = pipe(width=width, height=height, num_frames=chunks * CHUNK_FRAMES, generator=generator,
-                     output_type="uint8", **options)  # fmt: skip
-        return found.frames[0].numpy()
 
-    begin = made(1, prompt=film.prompt) if film.begins else np.empty((0, height, width, 3), np.uint8)
-    options = {**film.options, **({"prompt": film.prompt} if film.prompt else {})}
+@functools.cache
+def filmed(task: str) -> np.ndarray:
+    film = FILMS[task]
+    begin = _made(1, film.prompt) if film.begins else np.empty((0, *SMALL_SIZE[::-1], 3), np.uint8)
+    options = dict(film.options)
     if film.begins == "image":
         begin = begin[:1]
         options["image"] = Image.fromarray(begin[0])
     elif film.begins == "video":
         options["video"] = [Image.fromarray(frame) for frame in begin]
-    return np.concatenate([begin, made(film.chunks, **options)])
+    return np.concatenate([begin, _made(film.chunks, film.prompt, **options)])
+
+
+@torch.no_grad()
+def _made(chunks: int, prompt: str, **options: Any) -> np.ndarray:
+    pipe = HeliosPipeline.from_pretrained(SMALL_FOLDER / "distilled")
+    width, height = SMALL_SIZE
+    found = pipe(prompt or None, width=width, height=height, num_frames=chunks * CHUNK_FRAMES, output_type="uint8",
+                 generator=torch.Generator().manual_seed(1), **options)  # fmt: skip
+    return found.frames[0].numpy()
 
 
 def card(number: int, template: Template, frames: np.ndarray) -> Image.Image:
@@ -111,23 +118,24 @@ def card(number: int, template: Template, frames: np.ndarray) -> Image.Image:
     image = Image.new("RGB", (SIDE, SIDE), GROUND)
     height = SIDE * SMALL_SIZE[1] // SMALL_SIZE[0]
     image.paste(_large(template, frames).resize((SIDE, height), Image.Resampling.BICUBIC), (0, 0))
-    small = (SIDE // FRAMES_SHOWN, SIDE // FRAMES_SHOWN * SMALL_SIZE[1] // SMALL_SIZE[0])
+    width = (SIDE - GAP * (FRAMES_SHOWN - 1)) // FRAMES_SHOWN
+    small = (width, width * SMALL_SIZE[1] // SMALL_SIZE[0])
     for place, index in enumerate(np.linspace(0, len(frames) - 1, FRAMES_SHOWN).round().astype(int)):
-        image.paste(Image.fromarray(frames[index]).resize(small), (place * small[0], height))
+        image.paste(Image.fromarray(frames[index]).resize(small), (place * (width + GAP), height + GAP))
     draw, write = ImageDraw.Draw(image), _writer(image)
-    top = height + small[1]
+    top = height + small[1] + 2 * GAP
     draw.rectangle((0, top, 8, SIDE), fill=ACCENT)
     top = write(f"{number} · {template.section}", 44, INK, top + 14)
     top = write(template.use, 28, INK, top + 6)
     write(cost(template), 21, QUIET, top + 8)
-    shown = "Mid, as there is no small Base" if template.variant == "base" else template.variant.capitalize()
+    shown = "Mid" if template.api in MID_FILMS else "Distilled"
     draw.text((28, SIDE - 24), f"Picture: helios-small {shown}", font=_font(15), fill=QUIET)
     return image
 
 
 def _large(template: Template, frames: np.ndarray) -> Image.Image:
     if not template.api.endswith("drift_report"):
-        return Image.fromarray(frames[-1])
+        return Image.fromarray(frames[len(frames) // 2])
     plot = Image.fromarray(drift_picture(report_frames(frames, chunk_frames=CHUNK_FRAMES)))
     return plot.convert("RGB").crop((0, 0, plot.width, plot.width // 2))
 

@@ -16,9 +16,8 @@ BLUE, GREEN, YELLOW, TEAL, RED = "#3f789e", "#8A8", "#b58b2a", "#8AA", "#A88"
 
 # Every link goes from a column to one on its right.
 COLUMNS = (
-    Column(width=440),
     Column(
-        width=400,
+        width=340,
         groups=(
             Group("Model", BLUE, ("HeliosLoadModel",)),
             Group("Input", GREEN, ("LoadImage", "LoadVideo")),
@@ -26,30 +25,29 @@ COLUMNS = (
         ),
     ),
     Column(
-        width=440,
+        width=360,
         groups=(
             Group("Prompt", YELLOW, ("CLIPTextEncode",)),
             Group("Start and size", GREEN, ("HeliosEmptyHistory", "HeliosImageHistory", "HeliosVideoHistory")),
         ),
     ),
     Column(
-        width=400,
+        width=330,
         groups=(Group("Schedule", YELLOW, ("HeliosPromptSchedule",)), Group("Hold", GREEN, ("HeliosAntiDrift",))),
     ),
-    Column(width=400, groups=(Group("Chunks", BLUE, ("HeliosSampleChunk", "HeliosChunkChain")),)),
-    Column(width=400, groups=(Group("Frames", BLUE, ("LatentConcat", "HeliosDecode", "BatchImagesNode")),)),
+    Column(width=380, groups=(Group("Chunks", BLUE, ("HeliosSampleChunk", "HeliosChunkChain")),)),
+    Column(width=300, groups=(Group("Frames", BLUE, ("LatentConcat", "HeliosDecode", "BatchImagesNode")),)),
+    Column(width=440, groups=(Group("Video", RED, ("HeliosRenderVideo", "HeliosLiveVideo", "CreateVideo")),)),
+    Column(width=400, groups=(Group("File", RED, ("SaveVideo",)),)),
     Column(
-        width=440, groups=(Group("Video", RED, ("HeliosRenderVideo", "HeliosLiveVideo", "CreateVideo", "SaveVideo")),)
-    ),
-    Column(
-        width=560,
+        width=500,
         groups=(Group("Report", TEAL, ("HeliosDriftReport",)), Group("Afterwards", TEAL, ("HeliosProcessVideo",))),
     ),
-    Column(width=560, groups=(Group("In words", TEAL, ("PreviewAny",)),)),
+    Column(width=440, groups=(Group("In words", TEAL, ("PreviewAny",)),)),
 )
 # Room for a paragraph, the film strip of a running take, and the finished video.
 HEIGHTS = {
-    "HeliosLoadModel": 300.0,
+    "HeliosLoadModel": 370.0,
     "CLIPTextEncode": 160.0,
     "LoadImage": 360.0,
     "LoadVideo": 360.0,
@@ -103,8 +101,8 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
-def note(title: str, text: str, column: int = 0, height: float = 200.0) -> Note:
-    return Note(title, dedent(text).strip(), column, height)
+def note(title: str, text: str) -> Note:
+    return Note(title, dedent(text).strip())
 
 
 def weights(variant: str) -> Note:
@@ -112,21 +110,20 @@ def weights(variant: str) -> Note:
     return note(
         "Before the first run",
         f"""
-        ## 1. Press Run
+        # 1. Press Run. It works at once.
 
         It runs on whatever is there. **Helios Load Model** says which model that is; without weights it is a small \
         one that comes with the nodes and shows that everything works.
 
-        ## 2. Get the model
+        # 2. Press Download Helios-{variant} for the real model: 80 GB.
 
-        Press **Download Helios-{variant}** in the node Helios Load Model. It is 80 GB. Or download the whole folder \
+        The button is in the node Helios Load Model. Or download the whole folder \
         [BestWishYsh/Helios-{variant}](https://huggingface.co/BestWishYsh/Helios-{variant}) yourself:
 
         > hf download BestWishYsh/Helios-{variant} --local-dir models/diffusers/Helios-{variant}
 
         Then press R, and Run again.
         """,
-        height=330,
     )
 
 
@@ -140,6 +137,11 @@ GUIDANCE = {
     "Base": "5.0 is the released setting.",
     "Mid": "5.0 is the released setting.",
     "Distilled": "leave it at 1.0, for which the model was distilled. The negative prompt counts only above 1.",
+}
+HEADLINES = {
+    "t2v": "Write a prompt, choose num_chunks (1.4 s each), press Run.",
+    "i2v": "Choose an image, write what happens, press Run.",
+    "v2v": "Choose a clip, write how it goes on, press Run.",
 }
 USES = {
     "t2v": "A paragraph becomes a video.",
@@ -168,7 +170,7 @@ def changes(variant: str, task: str) -> Note:
     """What a user turns first."""
     return note(
         "What to change",
-        "## Make it yours\n\n"
+        f"# {HEADLINES[task]}\n\n"
         + dedent(TASKS[task][1]).lstrip()
         + "- **Prompt**: one flowing paragraph works best, with subject, action, setting, light and camera.\n"
         "- **num_chunks**: the length. A chunk is 33 frames, 1.4 seconds; 44 chunks are a minute.\n"
@@ -177,7 +179,6 @@ def changes(variant: str, task: str) -> Note:
         f"{SIZES[variant]}.\n"
         f"- **steps**: {STEPS[variant]}\n"
         f"- **cfg**: {GUIDANCE[variant]}",
-        height=290 if task == "t2v" else 350,
     )
 
 
@@ -201,14 +202,13 @@ def released(variant: str, task: str, section: str) -> Template:
 READING = note(
     "How to read it",
     """
-    ## The drift report
+    # A curve a measure, over the chunks.
 
-    A curve a measure, over the chunks; the shaded ends are compared. **Red** is a change worth a look. Bars are the \
+    The shaded ends are compared. **Red** is a change worth a look. Bars are the \
     seams between chunks: 1 is as inside a chunk, above 2 shows.
 
     It needs OpenCV and matplotlib; the node says how to install them.
     """,
-    height=190,
 )
 
 
@@ -227,7 +227,7 @@ TEMPLATES = (
             note(
                 "What to change",
                 """
-                ## A minute, straight to disk
+                # Press Run: a minute, straight to disk. Stopped? Run again.
 
                 - **num_chunks**: 44 chunks of 33 frames are a minute. Memory stays the same however long the film is.
                 - **Stopped?** Queue it again: it goes on at the first missing chunk. More chunks extend the film.
@@ -237,7 +237,6 @@ TEMPLATES = (
                 - **Several prompts**: put a Helios Prompt Schedule (Text) in between. A changed row makes only what \
                 follows again.
                 """,
-                height=360,
             ),
         ),
     ),
@@ -276,7 +275,7 @@ TEMPLATES = (
             note(
                 "What to change",
                 """
-                ## A minute that holds to your image
+                # Choose an image: the minute holds to it.
 
                 - **First frame**: your image. It stays the film's anchor, which every chunk is shown.
                 - **Anti-Drift** steps in where a chunk departs from the film so far; the film strip marks it. \
@@ -285,7 +284,6 @@ TEMPLATES = (
                 - **Another scene in the middle**: put Helios Anchor History behind its first chunk.
                 - **Colours of finished frames**: Helios Colour Anchor behind Helios Decode.
                 """,
-                height=300,
             ),
             READING,
         ),
@@ -300,7 +298,7 @@ TEMPLATES = (
             note(
                 "What to change",
                 """
-                ## A film in several prompts
+                # Write prompts, and the chunk each begins at: 1.4 s a chunk.
 
                 - **Prompt 1, 2, 3**: what happens, one paragraph each. Connect more to the schedule as you like.
                 - **first_chunks**: the chunk each prompt begins at. A chunk is 33 frames, 1.4 seconds.
@@ -309,7 +307,6 @@ TEMPLATES = (
 
                 Changing a later prompt leaves the chunks before it exactly as they were.
                 """,
-                height=290,
             ),
         ),
     ),
@@ -347,7 +344,7 @@ TEMPLATES = (
             note(
                 "What to change",
                 """
-                ## One node, one chunk
+                # One node is one chunk: change its prompt or seed, Run again.
 
                 Each **Sample Chunk** continues the history of the one before it, with its own prompt.
 
@@ -355,7 +352,6 @@ TEMPLATES = (
                 - **More chunks**: copy the last Sample Chunk with its prompt, connect its history, and join its latent.
                 - With the same prompt and seed everywhere this is the same video as one Chunk Chain, bit for bit.
                 """,
-                height=270,
             ),
         ),
     ),
@@ -369,13 +365,12 @@ TEMPLATES = (
             note(
                 "What to change",
                 """
-                ## See where a film goes wrong
+                # Press Run, then read the plot: red is a change worth a look.
 
                 - **Any film**: connect Load Video to the report instead of Render Video.
                 - **prompt_changes**: the chunks at which the prompt changes, like 7, 14. A change there is no fault.
                 - **num_chunks**: 14 here, 19 seconds. Drift shows in long films.
                 """,
-                height=220,
             ),
             READING,
         ),

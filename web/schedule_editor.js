@@ -1,5 +1,5 @@
 // @ts-check
-// Rows for Helios Prompt Schedule (Text). The node's text and blend stay the only data: the rows are read from the
+// Rows for Helios Prompt Schedule (Text). The node's text stays the only data: the rows are read from the
 // text, every edit writes the text, and nothing of the editor is saved with a workflow or sent to the server.
 
 import { app } from '../../scripts/app.js'
@@ -15,7 +15,6 @@ import { findProblem, formatSchedule, parseSchedule } from './lib/schedule.js'
 const NODE = 'HeliosPromptScheduleText'
 const SECONDS_PER_CHUNK = 33 / 24
 const NEW_ROW_AFTER = 7
-const LARGEST_BLEND = 1000
 const ROWS_SHOWN = 4
 const [ROW_HEIGHT, FRAME_HEIGHT] = [52, 62]
 const FIRST_SIZE = [440, 520]
@@ -29,8 +28,6 @@ const TEXTS = {
     add: '+ Add a row',
     remove: 'Remove this row',
     move: 'Drag, or press an arrow key, to move the prompt',
-    blend: 'blend',
-    blend_hint: 'Chunks over which a new prompt takes over',
     seconds_hint: 'Where the row begins at 24 fps; a chunk is 1.375 s',
     linked: 'The text comes from another node: change the rows there.',
     before: 'The text begins with “{start}”, which belongs to no row. Begin it with “0: ” in the box above.',
@@ -45,8 +42,6 @@ const TEXTS = {
     add: '+ 添加一行',
     remove: '删除此行',
     move: '拖动或按方向键移动提示词',
-    blend: '过渡',
-    blend_hint: '新提示词逐渐接管所用的分块数',
     seconds_hint: '此行开始的时间（24 fps），一个分块为 1.375 秒',
     linked: '文本来自另一个节点，请在那里修改。',
     before: '文本开头的“{start}”不属于任何一行，请在上方文本框中以“0: ”开头。',
@@ -80,8 +75,7 @@ const STYLE = `
   .row.wrong .first { border-color: #d9a441; }
   .row.empty textarea { border-color: #d9a441; }
   .foot { display: flex; align-items: center; gap: 6px; color: var(--descrip-text); }
-  .foot button { padding: 0 6px; margin-right: auto; }
-  .foot input { width: 56px; color: var(--input-text); }
+  .foot button { padding: 0 6px; }
   [role=status] { margin: 0; padding: 4px 6px; border-left: 3px solid #d9a441; border-radius: 2px;
     color: var(--input-text); background: var(--comfy-input-bg); }
   [hidden] { display: none; }
@@ -107,11 +101,10 @@ function element(tag, properties = {}, ...children) {
 
 /** The rows of one node. Listeners sit on its own elements only, and go with them. */
 class ScheduleEditor {
-  /** @param {GraphNode} node @param {Widget} text @param {Widget} blend */
-  constructor(node, text, blend) {
+  /** @param {GraphNode} node @param {Widget} text */
+  constructor(node, text) {
     this.node = node
     this.text = text
-    this.blend = blend
     /** @type {Row[]} */
     this.rows = []
     this.shown = ''
@@ -120,10 +113,7 @@ class ScheduleEditor {
     this.message = element('p', { hidden: true })
     this.message.setAttribute('role', 'status')
     this.add = element('button', { type: 'button', onclick: () => this.addRow() })
-    this.blendLabel = element('span')
-    this.blendInput = element('input', { type: 'number', min: 0, max: LARGEST_BLEND, step: 1 })
-    this.blendInput.onchange = () => this.setBlend(this.blendInput.valueAsNumber)
-    this.foot = element('div', { className: 'foot' }, this.add, this.blendLabel, this.blendInput)
+    this.foot = element('div', { className: 'foot' }, this.add)
     this.element = element('div', { className: 'helios-schedule' }, this.list, this.message, this.foot)
     // Rows were left as typed; what they became is shown once the editor is left.
     this.element.addEventListener('focusout', (event) => {
@@ -155,9 +145,6 @@ class ScheduleEditor {
     if (JSON.stringify(rows ?? []) !== this.shown) this.show(rows ?? [])
     this.list.hidden = this.foot.hidden = !rows
     this.add.textContent = words('add')
-    this.blendLabel.textContent = words('blend')
-    this.blendInput.title = words('blend_hint')
-    this.blendInput.value = String(this.blend.value)
     this.tell(linked ? { row: -1, key: 'linked', values: {} } : findProblem(text, rows))
   }
 
@@ -237,12 +224,6 @@ class ScheduleEditor {
     this.focus('textarea', this.rows.length - 1)
   }
 
-  /** @param {number} blend */
-  setBlend(blend) {
-    if (Number.isFinite(blend)) this.blend.value = Math.min(LARGEST_BLEND, Math.max(0, Math.round(blend)))
-    this.blend.callback?.(this.blend.value)
-  }
-
   /**
    * Moves a prompt among the rows; the chunks at which rows begin stay where they are.
    * @param {number} from @param {number} to @param {boolean} [focus]
@@ -313,17 +294,14 @@ app.registerExtension({
   /** @param {GraphNode} node */
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return
-    const [text, blend] = ['text', 'blend'].map((name) =>
-      node.widgets.find((/** @type {Widget} */ widget) => widget.name === name),
-    )
-    const editor = new ScheduleEditor(node, text, blend)
+    const text = node.widgets.find((/** @type {Widget} */ widget) => widget.name === 'text')
+    const editor = new ScheduleEditor(node, text)
     owners.set(editor.element, node)
     const options = { serialize: false, hideOnZoom: false, hideInPanel: true, getMinHeight: () => editor.height() }
     const widget = node.addDOMWidget('schedule', 'HELIOS_SCHEDULE', editor.element, options)
     widget.serialize = false
     const read = () => editor.read()
     after(text, 'callback', read)
-    after(blend, 'callback', read)
     after(node, 'onConnectionsChange', read)
     after(node, 'onConfigure', read)
     after(node, 'onAdded', () => editor.replaceStale())

@@ -108,6 +108,28 @@ def test_broken_template_is_noticed(frontend: Any) -> None:
     assert "SaveVideo" in problems and "video is not connected" in problems
 
 
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.api)
+def test_no_link_runs_backwards_or_behind_a_node(template: Any) -> None:
+    """From one column to the next, or above everything."""
+    workflow = read(WORKFLOWS / f"{template.title}.json")
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    columns = sorted({node["pos"][0] for node in workflow["nodes"] if node["type"] != "MarkdownNote"})
+    top = min(group["bounding"][1] for group in workflow["groups"])
+    routed = {link: part["pos"] for part in workflow["extra"].get("reroutes", ()) for link in part["linkIds"]}
+    for link, origin, _, target, *_ in workflow["links"]:
+        left, right = (columns.index(nodes[node]["pos"][0]) for node in (origin, target))
+        assert left < right
+        assert routed[link][1] < top if right - left > 1 else link not in routed
+    notes = [node for node in workflow["nodes"] if node["type"] == "MarkdownNote"]
+    assert all(note["pos"][1] + note["size"][1] < top for note in notes)
+    assert all(note["widgets_values"][0].startswith("# ") for note in notes), "what can be read at the first zoom"
+
+
+def test_the_template_browser_calls_the_pack_by_its_name(comfy: ComfyServer) -> None:
+    for language in ("en", "zh"):
+        assert comfy.get("/i18n")[language]["templateWorkflows"]["category"] == {PACK_NAME: "Helios"}
+
+
 def test_template_browser_lists_the_templates(comfy: ComfyServer) -> None:
     listed = comfy.get("/workflow_templates")[PACK_NAME]
     assert sorted(listed) == sorted(template.title for template in TEMPLATES)
