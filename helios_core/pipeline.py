@@ -235,8 +235,7 @@ class HeliosPipeline:
             generator: a torch.Generator; a fresh CPU generator seeded with 0 where absent.
             seed_changes: ``"7: 123"`` seeds the generator anew with 123 at chunk 7.
             anti_drift: noises the history of chunks that depart from the film so far; None: never, as the reference.
-            end_image: guides the film to end near it, given as ``image`` is; inexact, see :class:`.samplers.EndFrame`.
-            end_chunks, end_strength: how many chunks it guides, and the pull on the last frame.
+            end_image, end_chunks, end_strength: see :class:`.samplers.EndFrame`; the image is given as ``image`` is.
             on_step: ``on_step(chunk)`` returns the callback for that chunk's steps.
             output_type: ``uint8`` (the default), or ``latent`` for no frames.
             take: keeps finished chunks on disk, and samples none that is there.

@@ -91,7 +91,10 @@ PUBLISHED_RATES = {"distilled": 19.53, "base": 0.54}
 def cost(template: Template) -> str:
     """How long the film is, and what it takes with the released weights; computed."""
     nodes = graph_of(template).values()
-    chunks = sum(node["inputs"].get("num_chunks", node["class_type"] == "HeliosSampleChunk") for node in nodes)
+    chunks = sum(
+        node["inputs"].get("num_chunks", node["inputs"].get("max_chunks", node["class_type"] == "HeliosSampleChunk"))
+        for node in nodes
+    )
     frames, rate = chunks * CHUNK_FRAMES, PUBLISHED_RATES.get(template.variant)
     time = "time not published" if rate is None else f"about {_seconds(frames / rate)} on an H100"
     return f"{_seconds(frames / FPS)} of film, {time}; from 12 GB of VRAM (computed)"
@@ -241,31 +244,6 @@ TEMPLATES = (
         ),
     ),
     Template(
-        "helios_distilled_live",
-        "Helios Distilled - Live",
-        (
-            weights("Distilled"),
-            note(
-                "Direct it",
-                """
-                ## A film that you direct
-
-                Press Run. The film strip plays the film as it is made; below the player you say what happens next.
-
-                - **What happens next?** A sentence and Enter: it holds from the next chunk, or from the one you choose.
-                - **Undo** takes back what no chunk has used yet. **Pause** begins no other chunk for now.
-                - **Roll again** makes the chosen chunk and what follows anew, with another seed.
-                - **Stop** ends the film and writes its file. Run again: it goes on with all you have said.
-                - **max_chunks**: 44 here, a minute; 0 goes on until you stop it.
-                - **text**: what the film begins with. The small model knows balls, squares, triangles and rings: try \
-                "A blue ring bounces off the edges at night."
-                - **schedule** and **seed_changes** hold the film as you directed it, for Helios Render Video.
-                """,
-                height=340,
-            ),
-        ),
-    ),
-    Template(
         "helios_distilled_anchored_minute",
         "Helios - Anchored Minute",
         "Long",
@@ -311,26 +289,29 @@ TEMPLATES = (
         ),
     ),
     Template(
-        "helios_distilled_larger",
-        "Helios - Larger and Smoother",
+        "helios_distilled_live",
+        "Helios Distilled - Live",
+        "Interactive",
+        "A film that you direct while it is made.",
         (
             weights("Distilled"),
             note(
-                "What to change",
+                "Direct it",
                 """
-                ## A finished film, larger and with more frames
+                ## A film that you direct
 
-                Helios Process Video reads the film from disk, a few frames at a time: memory does not grow with its \
-                length. The sound comes along.
+                Press Run. The film strip plays the film as it is made; below the player you say what happens next.
 
-                - **scale**: 2 doubles the size without any model.
-                - **An upscale model**: connect Load Upscale Model at upscale_model, and set scale to 1; 0.5 halves \
-                what a model of 4 times makes.
-                - **More frames a second**: connect Load Frame Interpolation Model at interp_model; multiplier says \
-                how many.
-                - **Any film**: connect Load Video instead of Render Video.
+                - **What happens next?** A sentence and Enter: it holds from the next chunk, or from the one you choose.
+                - **Undo** takes back what no chunk has used yet. **Pause** begins no other chunk for now.
+                - **Roll again** makes the chosen chunk and what follows anew, with another seed.
+                - **Stop** ends the film and writes its file. Run again: it goes on with all you have said.
+                - **max_chunks**: 44 here, a minute; 0 goes on until you stop it.
+                - **text**: what the film begins with. The small model knows balls, squares, triangles and rings: try \
+                "A blue ring bounces off the edges at night."
+                - **schedule** and **seed_changes** hold the film as you directed it, for Helios Render Video.
                 """,
-                height=330,
+                height=340,
             ),
         ),
     ),
@@ -352,6 +333,32 @@ TEMPLATES = (
                 - **More chunks**: copy the last Sample Chunk with its prompt, connect its history, and join its latent.
                 - With the same prompt and seed everywhere this is the same video as one Chunk Chain, bit for bit.
                 """,
+            ),
+        ),
+    ),
+    Template(
+        "helios_distilled_larger",
+        "Helios - Larger and Smoother",
+        "Afterwards",
+        "A finished film, larger and with more frames.",
+        (
+            weights("Distilled"),
+            note(
+                "What to change",
+                """
+                ## A finished film, larger and with more frames
+
+                Helios Process Video reads the film from disk, a few frames at a time: memory does not grow with its \
+                length. The sound comes along.
+
+                - **scale**: 2 doubles the size without any model.
+                - **An upscale model**: connect Load Upscale Model at upscale_model, and set scale to 1; 0.5 halves \
+                what a model of 4 times makes.
+                - **More frames a second**: connect Load Frame Interpolation Model at interp_model; multiplier says \
+                how many.
+                - **Any film**: connect Load Video instead of Render Video.
+                """,
+                height=330,
             ),
         ),
     ),
