@@ -298,9 +298,9 @@ TEMPLATES = (
             note(
                 "Direct it",
                 """
-                ## A film that you direct
+                # Press Run, then say what happens next.
 
-                Press Run. The film strip plays the film as it is made; below the player you say what happens next.
+                The film strip plays the film as it is made; what you say goes in below the player.
 
                 - **What happens next?** A sentence and Enter: it holds from the next chunk, or from the one you choose.
                 - **Undo** takes back what no chunk has used yet. **Pause** begins no other chunk for now.
@@ -311,7 +311,6 @@ TEMPLATES = (
                 "A blue ring bounces off the edges at night."
                 - **schedule** and **seed_changes** hold the film as you directed it, for Helios Render Video.
                 """,
-                height=340,
             ),
         ),
     ),
@@ -346,7 +345,7 @@ TEMPLATES = (
             note(
                 "What to change",
                 """
-                ## A finished film, larger and with more frames
+                # Any finished film, larger and with more frames.
 
                 Helios Process Video reads the film from disk, a few frames at a time: memory does not grow with its \
                 length. The sound comes along.
@@ -358,7 +357,6 @@ TEMPLATES = (
                 how many.
                 - **Any film**: connect Load Video instead of Render Video.
                 """,
-                height=330,
             ),
         ),
     ),
