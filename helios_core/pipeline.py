@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,32 +26,21 @@ from .networks.transformer import HeliosTransformer
 from .networks.vae import WanVAE
 from .samplers import ChunkSampler, EndFrame, OnStep, SchedulerConfig, sampler_of
 from .take.anti_drift import AntiDrift
+from .take.calls import with_keywords_of
 from .take.chunk import Chunk
 from .take.clip import OUTPUT_TYPES, HeliosOutput, check_output_type, whole_clip
 from .take.film import Film, check_film, chunk_count
 from .take.fingerprint import fingerprint, folder_fingerprint
 from .take.history import History, check_size
-from .take.prompts import DEFAULT_BLEND, PromptSchedule
-from .take.reference import NoiseRange, encoded_still, media_frames, media_history
+from .take.live import LiveFilm, live_film
+from .take.prompts import DEFAULT_BLEND
+from .take.reference import NoiseRange, encoded_frame, encoded_still, media_frames, media_history
 from .take.seed_changes import SeedChanges, parse_seed_changes
 from .take.source import TransformerChunks
 from .take.take import Take
-from .take.texts import Texts
+from .take.texts import Texts, schedule_of
 from .variants import VARIANTS
 from .video.frames import as_output
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _with_keywords_of(streamed: Callable[P, Any]) -> Callable[[Callable[..., R]], Callable[P, R]]:
-    """Gives a method that passes its keywords on the signature that editors and ``help`` show."""
-
-    def signed(method: Callable[..., R]) -> Callable[P, R]:
-        method.__signature__ = inspect.signature(streamed)  # type: ignore[attr-defined]
-        return method
-
-    return signed
 
 
 class HeliosPipeline:
@@ -184,7 +172,7 @@ class HeliosPipeline:
         *,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
-        prompt_schedule: Sequence[tuple[int, str]] | None = None,
+        prompt_schedule: str | Sequence[tuple[int, str]] | None = None,
         blend: int = DEFAULT_BLEND,
         height: int = 384,
         width: int = 640,
@@ -210,6 +198,7 @@ class HeliosPipeline:
         on_step: Callable[[int], OnStep] | None = None,
         output_type: str | None = None,
         take: Take | None = None,
+        directing: Callable[[Film], Film] | None = None,
     ) -> Iterator[Chunk]:
         """Yields a :class:`Chunk` as soon as it is finished; memory does not grow with the clip. Arguments are checked,
         and prompts encoded, by the call itself.
@@ -218,8 +207,8 @@ class HeliosPipeline:
             prompt: a string, or a list of strings for a batch.
             negative_prompt: used when ``guidance_scale`` is above 1.
             prompt_embeds, negative_prompt_embeds: [B,512,D] in place of the prompts.
-            prompt_schedule: rows of (first chunk, prompt) in place of one prompt, the first at chunk 0;
-                ``blend`` chunks mix each change.
+            prompt_schedule: rows of (first chunk, prompt) in place of one prompt, the first at chunk 0, or as one text
+                (``"0: a boat\n7: a storm"``); ``blend`` chunks mix each change.
             height, width: pixels, divisible by 16, or by 64 for a 3-stage pyramid.
             num_frames: rounded up to whole chunks of 33; ``None`` for the variant's default.
             num_inference_steps: Base's steps; ``pyramid_num_inference_steps_list``: steps per stage of the others.
@@ -239,6 +228,7 @@ class HeliosPipeline:
             on_step: ``on_step(chunk)`` returns the callback for that chunk's steps.
             output_type: ``uint8`` (the default), or ``latent`` for no frames.
             take: keeps finished chunks on disk, and samples none that is there.
+            directing: gives another film of the same source and beginning to make, as :meth:`live` does.
         """
         defaults = VARIANTS[self.variant]
         scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
@@ -259,7 +249,7 @@ class HeliosPipeline:
         batch = Texts.batch_size(prompt, prompt_embeds, prompt_schedule)
         check_size(width, height, sampler.size_multiple)
         noise = NoiseRange(image_noise_sigma_min, image_noise_sigma_max)
-        rows = PromptSchedule(tuple([(0, prompt)] if prompt_schedule is None else prompt_schedule), blend)
+        rows = schedule_of(prompt, prompt_schedule, blend)
         generator = torch.Generator("cpu").manual_seed(0) if generator is None else generator
         history = History.empty(width, height, batch)
         media = media_frames(image, video, width, height)
@@ -270,13 +260,13 @@ class HeliosPipeline:
             still = encoded_still(end, self.vae, self.device)
             sampler = EndFrame(sampler, still, num_chunks - 1, end_chunks, end_strength)
         texts = Texts(self.encode_prompt, self._placed, self.transformer.config.text_dim)
-        embedded = tuple((first, texts.embedded(row, prompt_embeds, "prompt")) for first, row in rows.rows)
+        schedule = rows.encoded(lambda row: texts.embedded(row, prompt_embeds, "prompt"))
         negative = texts.negative(negative_prompt, negative_prompt_embeds, batch) if scale > 1 else None
         check_film(sampler, history, num_chunks)
         source = TransformerChunks(
             transformer=self.network,
             sampler=sampler,
-            schedule=PromptSchedule(embedded, blend),
+            schedule=schedule,
             negative=negative,
             guidance_scale=scale,
             generator=generator,
@@ -288,7 +278,8 @@ class HeliosPipeline:
         # The caller's generator may be in any state: the film continues it as it would a chunk's.
         begun = replace(history, seed=None, random_state=generator.get_state())
         start = replace(begun, skip_first_chunk=is_skip_first_chunk, anti_drift=anti_drift)
-        chunks = Film(source, start, num_chunks, None, changes).chunks(take)
+        film = Film(source, start, num_chunks, None, changes)
+        chunks = (film if directing is None else directing(film)).chunks(take)
         return self._finished(chunks, generator, decode=output_type != "latent")
 
     @torch.no_grad()
@@ -302,7 +293,7 @@ class HeliosPipeline:
             yield replace(chunk, latents=latents, frames=frames)
 
     @torch.no_grad()
-    @_with_keywords_of(stream)
+    @with_keywords_of(stream)
     def __call__(self, *args: Any, output_type: str | None = None, **keywords: Any) -> HeliosOutput:
         """Generates a whole clip in memory; arguments as in :meth:`stream`.
 
@@ -312,6 +303,10 @@ class HeliosPipeline:
         output_type = output_type or OUTPUT_TYPES[0]
         check_output_type(output_type)
         return whole_clip(self.stream(*args, output_type="latent", **keywords), self.decode, output_type)
+
+    def live(self, text: str, output: str | Path, **keywords: Any) -> LiveFilm:
+        """A film that is directed while it is made; see :func:`~helios_core.take.live.live_film`."""
+        return live_film(self, text, output, **keywords)
 
     def fingerprint(self, *parts: str) -> str:
         """Identity of the weights and settings in subfolders of the released folder.
@@ -340,6 +335,10 @@ class HeliosPipeline:
         with self.vae.at_work(self.device):
             # Encoding keeps its larger passes: it decides latents, whose bits must not depend on memory.
             return self.vae.decode(self.vae.denormalise(latents.to(self.vae.dtype)), 1 if is_offloaded else None)
+
+    def encode_anchor(self, picture: Any, width: int, height: int) -> Tensor:
+        """A picture, given as ``image`` of :meth:`stream`, as an anchor [1,16,1,H/8,W/8], normalised model space."""
+        return encoded_frame(media_frames(picture, None, width, height), self.vae, self.device)
 
     def encode_prompt(self, prompt: str | Sequence[str]) -> Tensor:
         """Prompts -> text embeddings [B,512,D] in the pipeline's type."""

@@ -14,16 +14,24 @@ from PIL import Image
 from torch import Tensor
 
 from ..helios_core.errors import HeliosError, reason
-from ..helios_core.take.directed_film import BEGUN, DirectedFilm, directed_before
-from ..helios_core.take.directions import LARGEST_BLEND, Direction, Script
+from ..helios_core.take.directed_film import (
+    BEGUN,
+    DirectedFilm,
+    begun_script,
+    directed_before,
+    keep_direction,
+    metadata_of,
+    settings_of,
+    texts_of,
+)
+from ..helios_core.take.directions import LARGEST_BLEND
 from ..helios_core.take.director import Director
 from ..helios_core.take.film import MOST_CHUNKS, Film
 from ..helios_core.take.fingerprint import file_fingerprint
 from ..helios_core.take.history import History
 from ..helios_core.take.progress import OpenProgress
-from ..helios_core.take.prompts import schedule_from_text, schedule_text
 from ..helios_core.take.render import render_film
-from ..helios_core.take.seed_changes import parse_seed_changes, seed_changes_text
+from ..helios_core.take.seed_changes import parse_seed_changes
 from ..helios_core.take.take import Take, check_name, name_for
 from ..helios_core.video.audio import shifted
 from ..helios_core.video.growing import PARTIAL_SUFFIX
@@ -53,8 +61,6 @@ from .render import (
     file_metadata,
     fps_input,
 )
-
-DIRECTED = "helios_directed"
 
 
 def live_inputs() -> list[io.Input]:
@@ -183,7 +189,7 @@ class HeliosLiveVideo(io.ComfyNode):
         if take:
             check_name(take)
         target = Target(filename_prefix, history.width, history.height)
-        script = begun_script(text, blend, seed, seed_changes)
+        script = begun_script(text, blend, seed, parse_seed_changes(seed_changes))
         pictures = Pictures(vae, history)
         source = LiveChunks(
             model, clip, script, negative, cfg, sampler, history, max_chunks or MOST_CHUNKS, pictures.anchor
@@ -197,9 +203,11 @@ class HeliosLiveVideo(io.ComfyNode):
         report = LiveReport(source, director, history, fps, max_chunks == 0)
         feed = LiveFeed(director, report.progress, history, seed, named, cls.hidden, store)
         report.feed = feed
-        kept = manifest_settings(history, seed, 0, cls.hidden.prompt) | feed.remembered() | {BEGUN: key}
-        record = Take(store, named, kept | _as_directed(director.script), resume, [x.kept() for x in earlier])
-        director.keep = partial(_keep, record)
+        record = Take(store, named, manifest_settings(history, seed, 0, cls.hidden.prompt) | feed.remembered(), resume)
+        texts = not args.disable_metadata
+        said = [direction.kept() for direction in earlier]
+        record.begin_directing(said, **{BEGUN: key}, **settings_of(director.script, texts))
+        director.keep = partial(keep_direction, record, texts)
         film = DirectedFilm(source=source, start=history, num_chunks=end - history.chunk, director=director)
 
         def publish(finished: Path) -> Path:
@@ -218,49 +226,16 @@ class HeliosLiveVideo(io.ComfyNode):
                 publish,
                 report,
                 audio,
-                lambda: _metadata(cls.hidden, director.script),
+                lambda: file_metadata(cls.hidden) | (metadata_of(director.script) if texts else {}),
                 finish_always=True,
             )
         saved = ui.SavedResult(path.name, target.subfolder, io.FolderType.output)
         return io.NodeOutput(
             InputImpl.VideoFromFile(str(path)),
             last,
-            *_texts(director.script).values(),
+            *texts_of(director.script).values(),
             ui=ui.PreviewVideo([saved]),
         )
-
-
-def begun_script(text: str, blend: int, seed: int, seed_changes: str) -> Script:
-    """What the film begins with.
-
-    Raises:
-        HeliosError: no schedule, or an empty one.
-    """
-    schedule = schedule_from_text(text, blend)
-    if not schedule.rows[0][1]:
-        raise HeliosError("text is empty; write what the film begins with.")
-    return Script(schedule, seed, parse_seed_changes(seed_changes))
-
-
-def _texts(script: Script) -> dict[str, str]:
-    """The film as texts, which Helios Prompt Schedule (Text) and Render Video take."""
-    return {"schedule": schedule_text(script.schedule), "seed_changes": seed_changes_text(script.seed_changes)}
-
-
-def _metadata(hidden: Any, script: Script) -> dict[str, Any]:
-    anchors = {str(chunk): image for chunk, (image, _) in script.anchors.items()}
-    return {} if args.disable_metadata else {**file_metadata(hidden), DIRECTED: {**_texts(script), "anchors": anchors}}
-
-
-def _as_directed(script: Script) -> dict[str, Any]:
-    """What changes in a manifest's settings by directions; texts only where metadata may be written."""
-    rows = {} if args.disable_metadata else {"rows": [list(row) for row in script.schedule.rows]}
-    return {**rows, "seed_changes": [list(change) for change in script.seed_changes]}
-
-
-def _keep(record: Take, direction: Direction, script: Script) -> None:
-    kept = None if args.disable_metadata else direction.kept()
-    record.direct(kept, direction.chunk if direction.do == "roll" else None, **_as_directed(script))
 
 
 @dataclass(frozen=True)

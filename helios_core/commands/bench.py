@@ -25,6 +25,7 @@ import torch
 from ..errors import HeliosError, reason, shortened
 from ..networks.settings import readable_lines
 from ..pipeline import HeliosPipeline
+from ..take.headless import write_film
 from ..take.progress import TerminalBar
 from ..take.store import FOLDER_NAME, ChunkStore, write_atomically
 from ..take.take import Take
@@ -33,7 +34,7 @@ from ..video.drift.meter import FARNEBACK, opencv
 from ..video.drift.report import report_file
 from ..video.reader import VideoReader
 from ..video.segments import VideoSettings
-from .films import DTYPES, load_pipeline, sampling, write_film
+from .films import DTYPES, load_pipeline, sampling
 
 RESULTS, TABLE_CSV, TABLE_MARKDOWN = "results.jsonl", "table.csv", "table.md"
 DRIFTS = ("luma", "contrast", "saturation", "hue", "sharpness", "motion")
@@ -232,7 +233,8 @@ def _film(pipeline: HeliosPipeline, row: Row, options: argparse.Namespace) -> di
     begun = time.monotonic()
     with TerminalBar(pipeline.steps_per_chunk(row.frames, **steps), FPS) as bar:
         film = VideoSettings(options.width, options.height, FPS)
-        write_film(pipeline, {**request, "on_step": bar.on_step}, take, output, film, bar)
+        chunks = pipeline.stream(**request, on_step=bar.on_step, output_type="latent", take=take)
+        write_film(pipeline, chunks, take, output, film, bar)
     seconds = time.monotonic() - begun
     return measured(output, None if bar.progress.chunks_reused else seconds)
 

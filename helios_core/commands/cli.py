@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from ..errors import HeliosError, shortened
+from ..errors import HeliosError
 from ..networks.parallel.team import Team
 from ..pipeline import HeliosPipeline
-from ..take.anti_drift import SETTINGS, AntiDrift
 from ..take.film import MOST_CHUNKS, chunk_count
+from ..take.headless import write_film
 from ..take.progress import TerminalBar
-from ..take.seed_changes import MAX_SEED
 from ..take.store import CHUNK_SUFFIX, FOLDER_NAME, ChunkStore
 from ..take.take import Take, name_for
-from ..variants import CHUNK_FRAMES, DEFAULT, RELEASED_SIZE, VARIANTS
+from ..variants import CHUNK_FRAMES, DEFAULT, VARIANTS
 from ..video.segments import VideoSettings
-from . import bench, convert, download, drift, farm
-from .embedded import embedded
-from .films import add_loading, load_pipeline, loading, sampling, write_film
+from . import bench, convert, download, drift, farm, live
+from .film_options import add_film_options, check_film_options, no_empty_store, request_of, with_model
+from .films import load_pipeline, loading, sampling
 from .tiny import write_tiny
 
 LONGEST_SECONDS = MOST_CHUNKS * CHUNK_FRAMES  # at one frame a second
@@ -64,35 +58,19 @@ def generate(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace, team: Team) -> None:
-    own = None if options.model else embedded(DEFAULT.name)
-    width, height = own.size if own else RELEASED_SIZE
-    options.width, options.height = options.width or width, options.height or height
-    if own is None:
-        _film(options, options.model, team)
-        return
-    if team.leads:
-        print(f"No --model given: using {own.name}, {own.makes}, at {width}x{height}.")
-    with tempfile.TemporaryDirectory() as folder:
-        _film(options, own.folder or write_tiny(Path(folder) / own.name), team)
+    with_model(options, lambda model: _film(options, model, team), team.leads)
 
 
 def _film(options: argparse.Namespace, model: Path, team: Team) -> None:
-    VideoSettings(options.width, options.height, options.fps, crf=options.crf)  # refused before the model loads
+    check_film_options(options)
     if not 0 < options.seconds <= LONGEST_SECONDS:
         raise HeliosError(f"--seconds {options.seconds} must be a length above 0, at most {LONGEST_SECONDS}.")
-    if not 0 <= options.seed <= MAX_SEED:
-        raise HeliosError(f"--seed {shortened(options.seed)} must be 0 to {MAX_SEED}.")
     frames = math.ceil(options.seconds * options.fps)
     if not team.leads:
         _pipeline(options, model, team).follow()
         return
-    store = ChunkStore(options.store or options.output.parent / FOLDER_NAME)
-    try:
+    with no_empty_store(options) as store:
         _render(options, model, store, frames, team)
-    except BaseException:
-        with contextlib.suppress(OSError):  # refused before there was a chunk: no empty folder stays
-            store.folder.rmdir()
-        raise
     count = chunk_count(frames) * CHUNK_FRAMES
     print(f"{options.output}: {count} frames, {options.fps} fps, {count / options.fps:.2f} s")
 
@@ -104,7 +82,9 @@ def _render(options: argparse.Namespace, model: Path, store: ChunkStore, frames:
     take = Take(store, options.take or name_for(options.output.stem), shown, resume=not options.no_resume)
     pipeline = _pipeline(options, model, team)
     with TerminalBar(pipeline.steps_per_chunk(frames, **sampling(options.steps)), options.fps) as bar:
-        write_film(pipeline, {**_request(options, frames), "on_step": bar.on_step}, take, options.output, settings, bar)
+        request = {**request_of(options), "prompt": options.prompt, "num_frames": frames, "on_step": bar.on_step}
+        chunks = pipeline.stream(**request, output_type="latent", take=take)
+        write_film(pipeline, chunks, take, options.output, settings, bar)
 
 
 def _pipeline(options: argparse.Namespace, model: Path, team: Team) -> HeliosPipeline:
@@ -114,28 +94,6 @@ def _pipeline(options: argparse.Namespace, model: Path, team: Team) -> HeliosPip
         context_parallel=max(1, team.size // (2 if options.cfg_parallel else 1)),
         cfg_parallel=options.cfg_parallel,
     )
-
-
-def _request(options: argparse.Namespace, frames: int) -> dict[str, Any]:
-    """The pipeline's keywords."""
-    return {
-        "prompt": options.prompt,
-        "negative_prompt": options.negative_prompt,
-        "width": options.width,
-        "height": options.height,
-        "num_frames": frames,
-        **sampling(options.steps),
-        "guidance_scale": options.guidance,
-        "generator": torch.Generator("cpu").manual_seed(options.seed),
-        "seed_changes": options.seed_changes,
-        "anti_drift": None if options.anti_drift is None else _anti_drift(options.anti_drift),
-    }
-
-
-def _anti_drift(settings: Sequence[float]) -> AntiDrift:
-    if len(settings) not in (0, len(SETTINGS)):
-        raise HeliosError(f"--anti-drift takes no number or three ({', '.join(SETTINGS)}), not {len(settings)}.")
-    return AntiDrift(settings[0], settings[1], settings[2]) if settings else AntiDrift()
 
 
 def _store(options: argparse.Namespace) -> None:
@@ -167,29 +125,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("generate", help="make a video from a prompt")
-    command.add_argument("--model", type=Path, help="released Helios folder (default: a small one of the pack)")
-    command.add_argument("--prompt", required=True)
-    command.add_argument("--negative-prompt")
+    add_film_options(command)
     command.add_argument("--seconds", type=float, default=5.0, help="length, rounded up to whole chunks of 33 frames")
-    command.add_argument("--output", type=Path, default=Path("helios.mp4"))
-    command.add_argument("--width", type=int, help="pixels, divisible by 64 (default: the model's, 640)")
-    command.add_argument("--height", type=int, help="pixels, divisible by 64 (default: the model's, 384)")
-    command.add_argument("--fps", type=int, default=24)
-    command.add_argument("--crf", type=int, default=18, help="h264 quality, lower is better")
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--seed-changes", default="", metavar="'7: 123'", help="another seed from a chunk on")
-    command.add_argument(
-        "--anti-drift", type=float, nargs="*", metavar="N", help="hold a long film: momentum, threshold, strength"
-    )
-    command.add_argument("--steps", type=int, nargs="+", help="steps per stage (default: the variant's)")
-    command.add_argument("--guidance", type=float, help="guidance scale (default: the variant's)")
-    add_loading(command)
     command.add_argument(
         "--cfg-parallel", action="store_true", help="under torchrun, half of the processes take the negative prompt"
     )
-    command.add_argument("--take", help="name in the list of takes (default: the output's)")
-    command.add_argument("--store", type=Path, help=f"folder of chunks (default: {FOLDER_NAME} beside --output)")
-    command.add_argument("--no-resume", action="store_true", help="make every chunk anew")
     command.set_defaults(run=generate)
 
     command = commands.add_parser("store", help="show or empty a folder of finished chunks")
@@ -206,4 +146,5 @@ def _parser() -> argparse.ArgumentParser:
     drift.add_command(commands)
     bench.add_command(commands)
     farm.add_command(commands)
+    live.add_command(commands)
     return parser

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,6 @@ import torch
 from ..checkpoint.streaming import OFFLOADS
 from ..networks.transformer import ATTENTION_NAMES
 from ..pipeline import HeliosPipeline
-from ..take.render import FilmObserver, render_film
-from ..take.take import Take
-from ..video.frames import frames_to_uint8
-from ..video.growing import PARTIAL_SUFFIX
-from ..video.segments import VideoSettings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -55,36 +49,3 @@ def loading(options: argparse.Namespace) -> dict[str, Any]:
 def sampling(steps: Sequence[int] | None) -> dict[str, Any]:
     """The pipeline's keywords of ``--steps``, which means one number for Base and one per stage for the others."""
     return {"num_inference_steps": steps[0], "pyramid_num_inference_steps_list": steps} if steps else {}
-
-
-def write_film(
-    pipeline: HeliosPipeline,
-    request: Mapping[str, Any],
-    take: Take,
-    output: Path,
-    settings: VideoSettings,
-    observer: FilmObserver,
-) -> None:
-    """Keeps finished chunks in the take's store, and while rendering a playable file of them beside ``output``.
-
-    Args:
-        request: keywords of :meth:`HeliosPipeline.stream`.
-
-    Raises:
-        HeliosError: as the pipeline and :func:`render_film`.
-    """
-    render_film(
-        pipeline.stream(**request, output_type="latent", take=take),
-        take,
-        output.with_name(output.stem + PARTIAL_SUFFIX),
-        settings,
-        pipeline.fingerprint("vae"),
-        partial(_decoded, pipeline),
-        lambda finished: finished.replace(output),
-        observer,
-    )
-
-
-def _decoded(pipeline: HeliosPipeline, latents: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return frames_to_uint8(pipeline.decode(latents))

@@ -19,13 +19,14 @@ from ..errors import HeliosError, reason, shortened
 from ..pipeline import HeliosPipeline
 from ..samplers import ChunkSampler, SchedulerConfig, sampler_of
 from ..take.fingerprint import fingerprint, folder_fingerprint
+from ..take.headless import write_film
 from ..take.history import check_size
 from ..take.take import Take
 from ..variants import RELEASED_SIZE, VARIANTS
 from ..video.reader import VideoReader
 from .download import NEEDED
 from .embedded import SMALL_PREFIX, TINY_NAMES, TINY_PREFIX, TINY_SIZE, embedded
-from .films import load_pipeline, sampling, write_film
+from .films import load_pipeline, sampling
 from .tiny import write_tiny
 
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -79,7 +80,8 @@ class PipelineRenderer:
             **steps,
             **media,
         }
-        write_film(pipeline, request, take, target, job.settings, counter)
+        chunks = pipeline.stream(**request, output_type="latent", take=take)
+        write_film(pipeline, chunks, take, target, job.settings, counter)
 
     def _pipeline(self, model: str) -> HeliosPipeline:
         if self._loaded is None or self._loaded[0] != model:

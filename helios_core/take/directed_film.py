@@ -11,16 +11,19 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..errors import HeliosError
-from ..settings import read_object
+from ..networks.settings import read_object
 from .directions import Direction, Script, stored_directions
 from .director import Director
 from .film import ChunkSource, Cue, Film
-from .seed_changes import seed_at
+from .prompts import schedule_from_text, schedule_text
+from .seed_changes import SeedChanges, seed_at, seed_changes_text
 from .store import ChunkStore
 from .take import Take
 
 # Of a manifest's settings: the key of a directed film's first chunk before any direction.
 BEGUN = "begun"
+# Of a finished file's metadata: the film as it was directed.
+DIRECTED = "helios_directed"
 
 
 class DirectedSource(ChunkSource, Protocol):
@@ -80,3 +83,38 @@ def directed_before(store: ChunkStore, name: str, key: str, first: int) -> tuple
 def _numbers(manifest: Mapping[str, Any]) -> list[Any]:
     entries = manifest.get("chunks")
     return [entry.get("chunk") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+
+def texts_of(script: Script) -> dict[str, str]:
+    """The film as the texts of which it can be made again."""
+    return {"schedule": schedule_text(script.schedule), "seed_changes": seed_changes_text(script.seed_changes)}
+
+
+def metadata_of(script: Script) -> dict[str, Any]:
+    """What a directed film's file says of it: its texts, and the names of its anchors' pictures by chunk."""
+    anchors = {str(chunk): image for chunk, (image, _) in script.anchors.items()}
+    return {DIRECTED: {**texts_of(script), "anchors": anchors}}
+
+
+def settings_of(script: Script, texts: bool = True) -> dict[str, Any]:
+    """What changes by directions in a manifest's settings; with its ``texts``."""
+    rows = {"rows": [list(row) for row in script.schedule.rows]} if texts else {}
+    return {**rows, "seed_changes": [list(change) for change in script.seed_changes]}
+
+
+def keep_direction(take: Take, texts: bool, direction: Direction, script: Script) -> None:
+    """Keeps a direction in the take's manifest, where ``texts`` may be written. For a :class:`Director`."""
+    discarded = direction.chunk if direction.do == "roll" else None
+    take.direct(direction.kept() if texts else None, discarded, **settings_of(script, texts))
+
+
+def begun_script(text: str, blend: int, seed: int | None, seed_changes: SeedChanges) -> Script:
+    """What a directed film begins with: a prompt, or a schedule as text.
+
+    Raises:
+        HeliosError: no schedule, or an empty one.
+    """
+    schedule = schedule_from_text(text, blend)
+    if not schedule.rows[0][1]:
+        raise HeliosError("text is empty; write what the film begins with.")
+    return Script(schedule, seed, seed_changes)

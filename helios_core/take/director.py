@@ -72,7 +72,7 @@ class Director:
     # -- for the thread that makes the film ----------------------------------------------------------
 
     def begin(self, check: Callable[[], None] = lambda: None) -> Beginning | None:
-        """The chunk to make next, as soon as it may begin; None where the film ends.
+        """The chunk to make next, as soon as it may begin; None where the film ends. A film has one chunk at least.
 
         After a roll it is an earlier one than expected: what was made from it on is discarded. ``check`` raises where
         the film is interrupted.
@@ -80,10 +80,10 @@ class Director:
         with self._changed:
             while True:
                 check()
-                if self._stopped or self._cursor >= self.end:
+                if self._cursor >= self.end or (self._stopped and self._cursor > self.first):
                     self._ended, beginning = True, None
                     break
-                if not self._paused:
+                if not self._paused or self._stopped:
                     beginning = Beginning(self._cursor, self._script)
                     self._cursor += 1
                     self._made = max(self._made, self._cursor)

@@ -137,6 +137,13 @@ def encoded_still(media: Tensor, vae: WanVAE, device: torch.device) -> Tensor:
         return still_clip(media[:, :, 0].to(device, vae.dtype), vae.encode, vae.normalise)
 
 
+def encoded_frame(media: Tensor | None, vae: WanVAE, device: torch.device) -> Tensor:
+    """The mean latent [B,16,1,h,w] of the first of frames [B,3,F,H,W] in -1..1, normalised model space."""
+    assert media is not None
+    with vae.at_work(device):
+        return vae.normalise(vae.encode(media[:, :, :1].to(device, vae.dtype))[0])
+
+
 def _sampled(distribution: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
     mean, std = distribution
     drawn = torch.randn(mean.shape, generator=generator, device=generator.device, dtype=mean.dtype)

@@ -6,7 +6,7 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -49,7 +49,6 @@ class Take:
         name: of the manifest, ``takes/<name>.json``.
         settings: shown in the manifest: prompts, seed, size, and what a front end keeps there.
         resume: False makes every chunk anew; the results are kept all the same.
-        directions: those that a directed film begins with; None for one that is not directed.
     """
 
     def __init__(
@@ -58,14 +57,13 @@ class Take:
         name: str,
         settings: Mapping[str, Any],
         resume: bool = True,
-        directions: Sequence[Mapping[str, Any]] | None = None,
     ):
         self.store, self.name, self.resume = store, check_name(name), resume
         self.history: History | None = None  # after the last chunk
         self._lock = threading.Lock()  # the video's thread reports here too
         self._chunks: list[dict[str, Any]] = []
         self._first: int | None = None
-        self._directions = list(directions or ())
+        self._directions: list[Mapping[str, Any]] = []
         self._manifest: dict[str, Any] = {
             "format": TAKE_FORMAT,
             "version": VERSION,
@@ -76,8 +74,6 @@ class Take:
             "video": None,
             "chunks": self._chunks,
         }
-        if directions is not None:
-            self._manifest["directions"] = self._directions
         store.prepare()
 
     def chunk(self, key: str, previous_key: str, make: Callable[[], Chunk]) -> Chunk:
@@ -135,6 +131,12 @@ class Take:
         fewer = len(kept) < len(self._chunks)
         self._chunks[:] = kept
         return fewer
+
+    def begin_directing(self, directions: Iterable[Mapping[str, Any]], **settings: Any) -> None:
+        """The film is directed: it begins with ``directions``; ``settings`` are added to the take's."""
+        self._directions[:] = directions
+        self._manifest["directions"] = self._directions
+        self._manifest["settings"] |= settings
 
     def direct(self, direction: Mapping[str, Any] | None, discarded: int | None = None, **settings: Any) -> None:
         """Keeps a direction; on return it survives a power loss.

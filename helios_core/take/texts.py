@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import HeliosError
+from .prompts import PromptSchedule, schedule_from_text
+
+
+def schedule_of(prompt: Any, schedule: str | Sequence[tuple[int, str]] | None, blend: int) -> PromptSchedule[Any]:
+    """What a caller gives as one prompt, or as a schedule in rows or as text."""
+    if isinstance(schedule, str):
+        return schedule_from_text(schedule, blend)
+    return PromptSchedule(tuple([(0, prompt)] if schedule is None else schedule), blend)
 
 
 @dataclass(frozen=True)

@@ -95,8 +95,8 @@ class Shoot:
 
     def __init__(self, folder: Path, name: str = "film", directions: tuple[Direction, ...] = (), end: int = END):
         self.store, self.said, self.shown = ChunkStore(folder), [], []
-        kept = [direction.kept() for direction in directions]
-        self.take = Take(self.store, name, {}, directions=kept)
+        self.take = Take(self.store, name, {})
+        self.take.begin_directing([direction.kept() for direction in directions])
         self.director = Director(BEGUN, 0, end, directions, keep=self.keep, look=lambda image: f"of {image}")
         self.source = StubChunks()
         start = History.empty(SIZE, SIZE)
@@ -331,7 +331,9 @@ def test_what_cannot_be_followed_is_refused(direction, sentence):
 
 def test_an_ended_film_takes_no_directions():
     director = Director(BEGUN, 0, END)
+    director.direct(Direction("pause"))
     director.direct(Direction("stop"))
+    assert director.begin().chunk == 0, "a film has a chunk"
     assert director.begin() is None
     with pytest.raises(HeliosError, match="has ended"):
         director.direct(Direction("pause"))
