@@ -60,10 +60,8 @@ class HeliosPipeline:
         inexact: tuple[str, ...] = (),
         crew: Crew | None = None,
     ):
-        """``inexact`` names options under which the video is another one: they tell takes apart.
-
-        ``crew`` computes with ``transformer``, whose copy each of its processes has.
-        """
+        """``inexact`` names options under which the video is another one: they tell takes apart. Every process of
+        ``crew`` has its own ``transformer``."""
         self.folder, self.inexact = folder, inexact
         self.transformer, self.vae, self.crew = transformer, vae, crew
         self.network = transformer if crew is None else SharedNetwork(transformer, crew)
