@@ -128,9 +128,12 @@ class _Farm:
         """How many workers to ask for; sets what each of them gets."""
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+        most = max(int(node.get("CPU", 0)) for node in nodes)
+        if (cluster.cpus or 0) > most:
+            raise HeliosError(f"--cpus {cluster.cpus} is more than a machine of the cluster has; give at most {most}.")
         count = min(cluster.workers or gpus or 1, films)
         share = sum(int(node.get("CPU", 0)) for node in nodes) // count
-        share = 1 if gpus else max(1, min(share, *(int(node.get("CPU", 1)) for node in nodes)))
+        share = 1 if gpus else max(1, min(share, most))
         self._worker = self._ray.remote(FilmWorker).options(
             num_cpus=cluster.cpus or share,
             num_gpus=1 if gpus else 0,

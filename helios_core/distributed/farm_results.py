@@ -24,9 +24,16 @@ class FarmResults:
         self._folder, self._path = folder, folder.output / MANIFEST
         try:
             folder.output.mkdir(parents=True, exist_ok=True)
+            self._end_last_line()
             self._known = {line["id"]: line for line in readable_lines(self._path) if isinstance(line.get("id"), str)}
         except OSError as error:
             raise HeliosError(f"--output {folder.output} cannot be used ({error.strerror}); choose another.") from None
+
+    def _end_last_line(self) -> None:
+        """A run that was killed may have left half a line, which the next is not to continue."""
+        if self._path.is_file() and not self._path.read_bytes().endswith(b"\n"):
+            with self._path.open("a") as file:
+                file.write("\n")
 
     def has(self, job: Job, key: str) -> bool:
         """Whether the job's film is there, as an earlier run left it."""

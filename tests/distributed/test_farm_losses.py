@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +23,8 @@ from helios_core.distributed.jobs import Job
 
 pytestmark = pytest.mark.slow
 MANY = 500
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[1]
 
 
 def stub_jobs(count: int, chunks: int = 3) -> list[Job]:
@@ -164,3 +168,22 @@ def mapped(pid: int) -> Counter:
         elif counts and rest.strip().endswith("kB"):
             found[name] += int(rest.split()[0])
     return found
+
+
+def test_a_machine_with_another_version(ray_head, tmp_path, monkeypatch):
+    """Its worker is refused by name, and the films are made by the other."""
+    other = tmp_path / "other"
+    shutil.copytree(ROOT / "helios_core", other / "helios_core", ignore=shutil.ignore_patterns("__pycache__"))
+    with (other / "helios_core" / "errors.py").open("a", encoding="utf-8") as file:
+        file.write("# Another version.\n")
+    with monkeypatch.context() as environment:
+        environment.setenv("PYTHONPATH", os.pathsep.join([str(FOLDER), str(other)]))
+        ray_head.add_node(num_cpus=1, object_store_memory=100_000_000)
+    monkeypatch.chdir(tmp_path)  # Ray gives workers the driver's folder, which would be the checkout
+    folder, jobs, told = FarmFolder(tmp_path, tmp_path / "store"), stub_jobs(3), []
+    renderer = farm_stub.StubRenderer(tmp_path / "notes", seconds=1.0)
+    outcomes = list(run_farm(jobs, renderer, folder, Cluster(ray_head.address, workers=2), told.append))
+    assert [outcome.message for outcome in outcomes] == [""] * 3
+    (refused,) = (event["message"] for event in told if event["event"] == "refused")
+    assert re.fullmatch(rf"worker \S+:\d+ runs another version of the pack \(\w+, here {code_version()}\); .*", refused)
+    assert len({outcome.worker for outcome in outcomes}) == 1

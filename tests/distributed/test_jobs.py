@@ -124,10 +124,13 @@ def test_a_second_run_does_nothing_and_a_changed_row_is_made_alone(here, tiny_fo
     table = "id,prompt,seed,image\na,boat,1,\nb,rain,2,a.png\n"
     assert run(tmp_path, table, model) == 0
     assert [(outcome.id, outcome.sampled) for outcome in here] == [("a", 1), ("b", 1)]
+    with (tmp_path / "films" / "farm.jsonl").open("a") as file:
+        file.write('{"id": "a", "sta')  # as a kill leaves it
     assert run(tmp_path, table, model) == 0 and len(here) == 2
     assert '"films": 0, "there": 2' in capsys.readouterr().out
     assert run(tmp_path, table.replace("boat", "ship"), model) == 0
     assert [outcome.id for outcome in here[2:]] == ["a"]
+    assert run(tmp_path, table.replace("boat", "ship"), model) == 0 and len(here) == 3
     (tmp_path / "films" / "b.mp4").unlink()
     assert run(tmp_path, table.replace("boat", "ship"), model) == 0
     assert [(outcome.id, outcome.sampled) for outcome in here[3:]] == [("b", 0)], "the store has its chunk"
