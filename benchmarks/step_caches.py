@@ -93,7 +93,8 @@ def main() -> int:
     def note(found: dict[str, Any]) -> None:
         """Keeps a line at once: a run takes long."""
         rows.append(found)
-        shown = {**{key: str(value) for key, value in vars(options).items()}, "variant": variant, "rows": rows}
+        asked = {key: value for key, value in vars(options).items() if key not in ("model", "comfyui")}
+        shown = {"model": options.model.resolve().name, **asked, "variant": variant, "rows": rows}
         file = RESULTS / f"step-caches-{options.model.resolve().name}.json"
         file.write_text(json.dumps(shown, indent=1) + "\n")
 

@@ -132,8 +132,8 @@ GRAPHS: dict[str, dict[str, dict[str, Any]]] = {
         "1": _node("HeliosDMDSampler"),
         "2": _node("HeliosVAELoader", vae="Helios-Distilled"),
         "3": _node("HeliosEmptyHistory", width=640, height=384, batch_size=1),
-        "4": _node("HeliosEndFrame", sampler=["1", 0], vae=["2", 0], history=["3", 0], num_chunks=6),
-        "5": _node("HeliosRenderVideo", sampler=["4", 0], num_chunks=6),
+        "4": _node("HeliosEndFrame", sampler=["1", 0], vae=["2", 0], history=["3", 0], num_chunks=1),
+        "5": _node("HeliosSampleChunk", sampler=["4", 0]),
     },
     "HeliosLatentColourAnchor": {
         "1": _node("HeliosChunkChain", num_chunks=6),
