@@ -1,6 +1,6 @@
 """The cards of the template browser: what helios-small makes of a template's idea, and in words what it is for.
 
-    python -m tools.template_pictures [--only API]
+    python -m tools.template_pictures [--only API ...] [--words]
 
 The frontend shows a pack's template as a square picture and its file's name, without a description, so the words are
 in the picture. Films are helios-small's, as they come: Distilled's made on the spot, and Mid's from the picture of
@@ -58,6 +58,8 @@ FILMS = {
     "interactive": Film(chunks=3, options={"prompt_schedule": [(0, RED_BALL), (1, TRIANGLE), (2, RING)], "blend": 1}),
     "hand_chained": Film(chunks=2, options={"prompt_schedule": [(0, SQUARE), (1, RING)], "blend": 1}),
     "drift_report": Film(SQUARE, 3),
+    "live": Film(chunks=2, options={"prompt_schedule": [(0, RED_BALL), (1, SQUARE)], "blend": 1}),
+    "larger": Film(RING, 1),
 }
 # Where a film lies in the picture of Mid's: column and row.
 MID_FILMS = {"helios_mid_t2v": (1, 0), "helios_base_t2v": (0, 1)}
@@ -66,11 +68,14 @@ MID_FILMS = {"helios_mid_t2v": (1, 0), "helios_base_t2v": (0, 1)}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", metavar="API", nargs="+", help="these of workflows/api instead of all")
+    parser.add_argument("--words", action="store_true", help="write anew on the pictures that are there")
     options = parser.parse_args()
     for number, template in enumerate(TEMPLATES, start=1):
         if not options.only or template.api in options.only:
             file = WORKFLOWS / f"{template.title}.jpg"
-            card(number, template, frames_of(template)).save(file, quality=QUALITY, optimize=True)
+            image = Image.open(file).copy() if options.words else pictures(template, frames_of(template))
+            write_words(image, number, template)
+            image.save(file, quality=QUALITY, optimize=True)
             print(f"{file.relative_to(ROOT)}: {file.stat().st_size / 1000:.0f} kB", flush=True)
 
 
@@ -113,24 +118,32 @@ def _made(chunks: int, prompt: str, **options: Any) -> np.ndarray:
     return found.frames[0].numpy()
 
 
-def card(number: int, template: Template, frames: np.ndarray) -> Image.Image:
-    """A frame at full width, five more in a row, and the words."""
+def pictures(template: Template, frames: np.ndarray) -> Image.Image:
+    """A frame at full width, five more in a row, and room for the words."""
     image = Image.new("RGB", (SIDE, SIDE), GROUND)
-    height = SIDE * SMALL_SIZE[1] // SMALL_SIZE[0]
+    height, small = SIDE * SMALL_SIZE[1] // SMALL_SIZE[0], _small()
     image.paste(_large(template, frames).resize((SIDE, height), Image.Resampling.BICUBIC), (0, 0))
-    width = (SIDE - GAP * (FRAMES_SHOWN - 1)) // FRAMES_SHOWN
-    small = (width, width * SMALL_SIZE[1] // SMALL_SIZE[0])
     for place, index in enumerate(np.linspace(0, len(frames) - 1, FRAMES_SHOWN).round().astype(int)):
-        image.paste(Image.fromarray(frames[index]).resize(small), (place * (width + GAP), height + GAP))
+        image.paste(Image.fromarray(frames[index]).resize(small), (place * (small[0] + GAP), height + GAP))
+    return image
+
+
+def _small() -> tuple[int, int]:
+    width = (SIDE - GAP * (FRAMES_SHOWN - 1)) // FRAMES_SHOWN
+    return width, width * SMALL_SIZE[1] // SMALL_SIZE[0]
+
+
+def write_words(image: Image.Image, number: int, template: Template) -> None:
+    """What the template is for, below the pictures."""
     draw, write = ImageDraw.Draw(image), _writer(image)
-    top = height + small[1] + 2 * GAP
+    top = SIDE * SMALL_SIZE[1] // SMALL_SIZE[0] + _small()[1] + 2 * GAP
+    draw.rectangle((0, top, SIDE, SIDE), fill=GROUND)
     draw.rectangle((0, top, 8, SIDE), fill=ACCENT)
     top = write(f"{number} · {template.section}", 44, INK, top + 14)
     top = write(template.use, 28, INK, top + 6)
     write(cost(template), 21, QUIET, top + 8)
     shown = "Mid" if template.api in MID_FILMS else "Distilled"
     draw.text((28, SIDE - 24), f"Picture: helios-small {shown}", font=_font(15), fill=QUIET)
-    return image
 
 
 def _large(template: Template, frames: np.ndarray) -> Image.Image:

@@ -298,9 +298,9 @@ TEMPLATES = (
             note(
                 "Direct it",
                 """
-                # Press Run, then say what happens next.
+                # Press Run, then say below the player what happens next.
 
-                The film strip plays the film as it is made; what you say goes in below the player.
+                The film strip plays the film as it is made.
 
                 - **What happens next?** A sentence and Enter: it holds from the next chunk, or from the one you choose.
                 - **Undo** takes back what no chunk has used yet. **Pause** begins no other chunk for now.
@@ -345,7 +345,7 @@ TEMPLATES = (
             note(
                 "What to change",
                 """
-                # Any finished film, larger and with more frames.
+                # A finished film, larger and with more frames: press Run.
 
                 Helios Process Video reads the film from disk, a few frames at a time: memory does not grow with its \
                 length. The sound comes along.
