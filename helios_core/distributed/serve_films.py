@@ -13,7 +13,7 @@ import json
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import ray
@@ -163,9 +163,16 @@ class VideoService:
         finally:
             self._at_work.pop(name, None)
             self._responses.pop(name, None)
+        if name not in self._videos:
+            return
+        ended = replace(video)
+        ended.end(message, seconds)
+        with contextlib.suppress(HeliosError):  # a disk that is full: this front knows it all the same
+            await asyncio.to_thread(self._noted, ended)
         if name in self._videos:
-            video.end(message, seconds)
-            await asyncio.to_thread(self._noted, video)
+            self._videos[name] = ended  # told only now, so that whoever was told finds it after a restart
+        else:
+            await asyncio.to_thread(self._remove_files, name)
 
     async def _told(self, video: Video) -> dict[str, Any]:
         return video.response(0 if video.ended else await asyncio.to_thread(self._chunks_done, video))
