@@ -304,6 +304,8 @@ class HeliosPipeline:
 
     def live(self, text: str, output: str | Path, **keywords: Any) -> LiveFilm:
         """A film that is directed while it is made; see :func:`~helios_core.take.live.live_film`."""
+        if self.crew is not None:
+            raise HeliosError("a live film is made by one process; load without context_parallel and cfg_parallel.")
         return live_film(self, text, output, **keywords)
 
     def fingerprint(self, *parts: str) -> str:

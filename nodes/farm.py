@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -97,18 +98,26 @@ class HeliosFarmRender(io.ComfyNode):
         jobs = {row["id"]: usable_job(row) for row in rows}
         found: dict[str, Path] = {}
         failed: list[str] = []
-        with FarmFeeds(jobs, cls.hidden, store) as feeds:
-            for event in farmed(rows, store.folder / FILMS, store.folder, address):
+        events = farmed(rows, store.folder / FILMS, store.folder, address)
+        with contextlib.closing(events), FarmFeeds(jobs, cls.hidden, store) as feeds:
+
+            def publish(name: str) -> None:
+                film = store.folder / FILMS / f"{name}.mp4"
+                found[name] = target.publish(_with_metadata(film, file_metadata(cls.hidden)))
+                feeds.finished(name, found[name])
+
+            for event in events:
                 name = event.get("id")
                 if event["event"] == "film" and event["status"] == "finished":
-                    film = store.folder / FILMS / f"{name}.mp4"
-                    found[name] = target.publish(_with_metadata(film, file_metadata(cls.hidden)))
-                    feeds.finished(name, found[name])
+                    publish(name)
                 elif event["event"] in ("film", "bad_row"):
                     failed.append(event["message"])
                     feeds.failed(name, event["message"])
                 else:
                     feeds.tell(event)
+            # What an earlier run made that broke off before it was published: the farm tells no film of it.
+            for name in jobs.keys() - found.keys():
+                publish(name)
         paths = [found[name] for name in jobs]
         saved = [ui.SavedResult(path.name, target.subfolder, io.FolderType.output) for path in paths]
         return io.NodeOutput([InputImpl.VideoFromFile(str(path)) for path in paths], ui=ui.PreviewVideo(saved))

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..helios_core.errors import HeliosError, reason
 from ..helios_core.take.directed_film import (
     BEGUN,
+    MADE,
     DirectedFilm,
     begun_script,
     directed_before,
@@ -206,7 +207,8 @@ class HeliosLiveVideo(io.ComfyNode):
         record = Take(store, named, manifest_settings(history, seed, 0, cls.hidden.prompt) | feed.remembered(), resume)
         texts = not args.disable_metadata
         said = [direction.kept() for direction in earlier]
-        record.begin_directing(said, **{BEGUN: key}, **settings_of(director.script, texts))
+        begun = {BEGUN: key, MADE: history.chunk + made}
+        record.begin_directing(said, **begun, **settings_of(director.script, texts))
         director.keep = partial(keep_direction, record, texts)
         film = DirectedFilm(source=source, start=history, num_chunks=end - history.chunk, director=director)
 

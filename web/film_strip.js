@@ -135,8 +135,8 @@ function addStrip(node) {
   const strip = new FilmStrip({
     ...stripHost,
     plan: () => planOf(node),
-    redo: (take, chunk) => redo(node, take, chunk),
-    ...(node.comfyClass === LIVE ? {} : changes(node)),
+    // A live film's chunks are rolled again by its director, while it lives.
+    ...(node.comfyClass === LIVE ? {} : { redo: (take, chunk) => redo(node, take, chunk), ...changes(node) }),
     enlarge
   })
   const widget = node.addDOMWidget('film_strip', 'helios_film_strip', strip.root, {

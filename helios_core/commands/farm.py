@@ -14,7 +14,7 @@ from ..distributed.farm_progress import FarmProgress, JsonLines, LiveTable
 from ..distributed.farm_results import MANIFEST, FarmResults
 from ..distributed.farm_worker import FarmFolder, Renderer
 from ..distributed.jobs import COLUMNS, LENGTHS, BadRow, Job, read_jobs
-from ..errors import HeliosError
+from ..errors import HeliosError, reason
 from ..take.store import FOLDER_NAME
 from ..variants import DEFAULT
 from .embedded import embedded
@@ -107,6 +107,8 @@ def _checked(rows: Sequence[Job | BadRow], renderer: Renderer) -> tuple[dict[str
             keys[job.id] = job.key(models[job.model])
         except HeliosError as error:
             bad.append(BadRow(row.id, str(error)))
+        except OSError as error:
+            bad.append(BadRow(row.id, f"a file of it cannot be read ({reason(error)}); check its paths."))
         else:
             jobs.append(job)
     return keys, jobs, bad

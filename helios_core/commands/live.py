@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HeliosError
+from ..networks.parallel.team import Team
 from ..take.directions import Direction
 from ..take.director import TakeEndedError
 from ..take.film import MOST_CHUNKS
@@ -42,6 +43,8 @@ def add_command(commands: Any) -> None:
 
 
 def _live(options: argparse.Namespace, model: Path) -> None:
+    if Team.announced().size > 1:
+        raise HeliosError("live is directed from one terminal, by one process; start it without torchrun.")
     check_film_options(options)
     if not 0 <= options.max_chunks <= MOST_CHUNKS:
         raise HeliosError(f"--max-chunks {options.max_chunks} must be 0 (until it is stopped) to {MOST_CHUNKS}.")
@@ -71,6 +74,14 @@ def _live(options: argparse.Namespace, model: Path) -> None:
 
 def _follow(film: LiveFilm, lines: Iterable[str], stop_at_end: bool) -> None:
     """Directs ``film`` by ``lines``, and stops it behind the last one."""
+    try:
+        _direct(film, lines)
+    finally:
+        if stop_at_end:
+            film.director.stop_now()
+
+
+def _direct(film: LiveFilm, lines: Iterable[str]) -> None:
     for line in lines:
         if not line.strip():
             continue
@@ -83,8 +94,6 @@ def _follow(film: LiveFilm, lines: Iterable[str], stop_at_end: bool) -> None:
             continue
         assert said.chunk is not None
         print(f"{said.do}: chunk {said.chunk}, at {film.second_of(said.chunk):.1f} s")
-    if stop_at_end and film.director.live:
-        film.stop()
 
 
 def read_line(line: str) -> Direction:

@@ -19,6 +19,7 @@ from .farm_worker import Event, FarmFolder, FilmWorker, Outcome, Renderer, code_
 from .jobs import Job
 
 POLL_SECONDS = 0.25
+NEWS_SECONDS = 5.0  # of a worker that has just ended its film
 # Jobs and outcomes are small; Ray's own default is a third of the memory.
 OBJECT_STORE_BYTES = 100_000_000
 
@@ -96,7 +97,7 @@ class _Farm:
         self._pool: Any = ActorPool([])
         self._joining: dict[Any, Any] = {}  # what a worker will answer when it is there -> the worker
         self._at_work: dict[str, tuple[Any, Job]] = {}  # by the actor's id
-        self._asked: dict[Any, str] = {}  # what will be a worker's news -> its id
+        self._asked: dict[Any, tuple[str, str]] = {}  # what will be a worker's news -> its id, its film's
         self._refusals: list[str] = []
         self._unstarted = 0
         self._next_news = 0.0
@@ -114,6 +115,8 @@ class _Farm:
             outcome = self._next()
             if outcome is not None:
                 left.pop(outcome.id)
+                for ready in [ready for ready, (_, film) in self._asked.items() if film == outcome.id]:
+                    self._tell_news(ready)
                 for event in outcome.news:
                     self._tell(event)
                 yield outcome
@@ -184,16 +187,20 @@ class _Farm:
         """Tells the news of workers that have films, a few times a second."""
         if self._asked:
             for ready in self._ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)[0]:
-                del self._asked[ready]
-                with contextlib.suppress(self._ray.exceptions.RayError):  # it died; its next film has news again
-                    for event in self._ray.get(ready):
-                        self._tell(event)
+                self._tell_news(ready)
         if time.monotonic() >= self._next_news:
             self._next_news = time.monotonic() + POLL_SECONDS
-            waited = set(self._asked.values())
-            for name, (worker, _) in self._at_work.items():
+            waited = {name for name, _ in self._asked.values()}
+            for name, (worker, job) in self._at_work.items():
                 if name not in waited:
-                    self._asked[worker.news.remote()] = name
+                    self._asked[worker.news.remote()] = name, job.id
+
+    def _tell_news(self, ready: Any) -> None:
+        """Passes on what a worker was asked for, before anything that comes later."""
+        del self._asked[ready]
+        with contextlib.suppress(self._ray.exceptions.RayError):  # it died; its next film has news again
+            for event in self._ray.get(ready, timeout=NEWS_SECONDS):
+                self._tell(event)
 
     def _dismiss_idle(self) -> None:
         """Lets workers go that no job waits for: what they hold may be what a lost worker needs to come back."""

@@ -107,7 +107,11 @@ class Job:
         """Raises HeliosError where the image or video is no file here."""
         for name in ("image", "video"):
             path = getattr(self, name)
-            if path and not Path(path).is_file():
+            try:
+                is_there = not path or Path(path).is_file()
+            except OSError:  # too long for a name
+                is_there = False
+            if not is_there:
                 raise HeliosError(f"{name} {path} is no file; check its path, which begins at the table's folder.")
 
     def key(self, model: str) -> str:
@@ -190,7 +194,7 @@ def _csv_rows(text: str) -> Iterator[dict[str, str] | BadRow]:
 
 
 def _json_rows(text: str) -> Iterator[dict[str, str] | BadRow]:
-    for number, line in enumerate(filter(str.strip, text.splitlines()), 1):
+    for number, line in enumerate(filter(str.strip, text.split("\n")), 1):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
@@ -269,14 +273,17 @@ class _Cells:
             raise HeliosError(f"its length is not given; fill one of the columns {', '.join(LENGTHS)}.")
         if given[0] == "seconds":
             frames = self._number("seconds", 0.0) * fps
-            if not frames > 0:
-                raise HeliosError(f"seconds={self._text('seconds')} must be above 0.")
+            if not 0 < frames < math.inf:
+                raise HeliosError(f"seconds={self._text('seconds')} must be above 0, and finite.")
             return math.ceil(frames)
         return self._whole(given[0], 0) * (CHUNK_FRAMES if given[0] == "chunks" else 1)
 
     def _path(self, column: str, folder: Path) -> str:
         text = self._text(column)
-        return str((folder / text).resolve()) if text else ""
+        try:
+            return str((folder / text).resolve()) if text else ""
+        except (OSError, ValueError) as error:
+            raise HeliosError(f"{column}={shortened(text)} is no path ({reason(error)}); correct it.") from None
 
     def _text(self, column: str) -> str:
         return self._cells.get(column, "")

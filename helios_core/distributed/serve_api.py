@@ -26,6 +26,7 @@ from .jobs import BadRow, Job, Sizes, job_of
 Status = Literal["queued", "in_progress", "completed", "failed"]
 
 DEFAULT_SECONDS = "4"
+LARGEST_SIDE = 4096  # pixels
 LARGEST_IMAGE = 20_000_000  # bytes of a picture as it is sent
 # Names of the request and the table's columns that they fill.
 COLUMNS = {
@@ -105,12 +106,12 @@ def video_of(request: Mapping[str, Any], name: str, models: Mapping[str, str], i
         HeliosError: a field that is unknown, wrong, or cannot be followed.
     """
     known = {*COLUMNS, *WITHOUT_EFFECT, *REFERENCES, "model", "size", "video_params"}
-    given = {key: value for key, value in request.items() if value not in (None, "", False)}
+    given = {key: value for key, value in request.items() if not (value is None or value is False or value == "")}
     unknown = sorted(given.keys() - known)
     if unknown:
         raise HeliosError(f"{unknown[0]}={shortened(given[unknown[0]])} is not offered here; leave it out.")
     model = given.get("model", next(iter(models)))
-    if model not in models:
+    if not isinstance(model, str) or model not in models:
         raise HeliosError(f"model={shortened(model)} is not served; use one of {', '.join(models)}.")
     cells = {"model": models[model], **_cells(given)}
     picture = _reference(given)
@@ -119,6 +120,8 @@ def video_of(request: Mapping[str, Any], name: str, models: Mapping[str, str], i
     job = job_of({**cells, "id": name}, 1, inputs, {}, sizes)
     if isinstance(job, BadRow):
         raise HeliosError(job.message)
+    if max(job.width, job.height) > LARGEST_SIDE:
+        raise HeliosError(f"size={job.width}x{job.height} is larger than {LARGEST_SIDE} a side; ask for a smaller one.")
     return Video(job, model)
 
 

@@ -17,10 +17,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import ray
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from ..errors import HeliosError
+from ..errors import HeliosError, shortened
 from ..networks.settings import parse_object, read_object
 from ..take.store import ChunkStore, make_folder, write_atomically
 from .farm_worker import MOST_TRIES, FarmFolder, FilmWorker, Outcome, Renderer
@@ -83,6 +85,8 @@ class VideoService:
         """Every HTTP request."""
         if not self._is_allowed(request):
             return _error(401, "Authorization does not bear the service's token; send 'Bearer TOKEN'.")
+        if not self._service.token and "origin" in request.headers:
+            return _error(403, "a page of another site asks; set HELIOS_SERVE_TOKEN to serve pages as well.")
         match = _PATH.fullmatch(request.url.path)
         if match is None:
             return _error(404, f"{request.url.path} is nothing here; use /v1/videos.")
@@ -246,20 +250,36 @@ async def _fields(request: Request) -> dict[str, Any]:
     """
     if int(request.headers.get("content-length") or 0) > LARGEST_BODY:
         raise HeliosError(f"the request has more than {LARGEST_BODY:,} bytes; send a smaller picture.")
-    kind = request.headers.get("content-type", "")
-    if kind.startswith("multipart/form-data"):
-        return await _form(request)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in ("application/json", "multipart/form-data"):
+        # Any other type comes from any page that a browser shows, without asking.
+        raise HeliosError(f"the request's type is {shortened(kind)}; send application/json, or a form.")
     body = bytearray()
     async for part in request.stream():
         body += part
         if len(body) > LARGEST_BODY:
             raise HeliosError(f"the request has more than {LARGEST_BODY:,} bytes; send a smaller picture.")
-    return parse_object(bytes(body), "the request", "send one, or a form")
-
-
-async def _form(request: Request) -> dict[str, Any]:
+    if kind == "multipart/form-data":
+        return await _form(request, bytes(body))
+    fields = parse_object(bytes(body), "the request", "send one, or a form")
     try:
-        form = await request.form(max_files=1)
+        json.dumps(fields, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise HeliosError("the request has half of a surrogate pair; send whole characters.") from None
+    return fields
+
+
+async def _form(request: Request, body: bytes) -> dict[str, Any]:
+    """The fields of a form that is ``body``, which has been read so that its length is known."""
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    try:
+        form = await Request(request.scope, receive).form(max_files=1, max_part_size=LARGEST_BODY)
+    except (MultiPartException, HTTPException) as error:
+        why = error.message if isinstance(error, MultiPartException) else error.detail
+        raise HeliosError(f"the form cannot be read ({why}); send a whole one.") from None
     except AssertionError:
         message = (
             "forms need python-multipart, which this server lacks; send JSON, or run pip install python-multipart."

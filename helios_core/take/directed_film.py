@@ -22,6 +22,7 @@ from .take import Take
 
 # Of a manifest's settings: the key of a directed film's first chunk before any direction.
 BEGUN = "begun"
+MADE = "made"  # the first chunk that had not been made when the film was gone on with, or rolled again
 # Of a finished file's metadata: the film as it was directed.
 DIRECTED = "helios_directed"
 
@@ -77,7 +78,9 @@ def directed_before(store: ChunkStore, name: str, key: str, first: int) -> tuple
     made = itertools.takewhile(
         lambda pair: pair[0] == pair[1], zip(_numbers(manifest), itertools.count(first), strict=False)
     )
-    return stored_directions(manifest.get("directions")), len(list(made))
+    reached = settings.get(MADE)
+    before = reached - first if type(reached) is int else 0
+    return stored_directions(manifest.get("directions")), max(len(list(made)), before)
 
 
 def _numbers(manifest: Mapping[str, Any]) -> list[Any]:
@@ -105,7 +108,8 @@ def settings_of(script: Script, texts: bool = True) -> dict[str, Any]:
 def keep_direction(take: Take, texts: bool, direction: Direction, script: Script) -> None:
     """Keeps a direction in the take's manifest, where ``texts`` may be written. For a :class:`Director`."""
     discarded = direction.chunk if direction.do == "roll" else None
-    take.direct(direction.kept() if texts else None, discarded, **settings_of(script, texts))
+    rolled = {} if discarded is None else {MADE: discarded}
+    take.direct(direction.kept() if texts else None, discarded, **settings_of(script, texts), **rolled)
 
 
 def begun_script(text: str, blend: int, seed: int | None, seed_changes: SeedChanges) -> Script:

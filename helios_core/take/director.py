@@ -97,6 +97,12 @@ class Director:
         with self._changed:
             return chunk < self._cursor
 
+    def stop_now(self) -> None:
+        """Ends the film after the chunk at work, also where no direction can be kept."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
     def end_now(self) -> None:
         """Takes no more directions: the film has ended."""
         with self._changed:

@@ -99,6 +99,8 @@ class Film:
             history = chunk.history
             if self.wants(chunk.index):
                 yield chunk
+            elif take is not None:
+                take.forget(chunk.index)
 
     def _sampled(self, history: History, seed: int | None) -> Chunk:
         latents, after = self.source.sample(history, seed)

@@ -19,7 +19,16 @@ from ..errors import HeliosError, reason
 from ..variants import CHUNK_FRAMES, RELEASED_SIZE
 from ..video.segments import VideoSettings
 from .chunk import Chunk
-from .directed_film import BEGUN, DirectedFilm, begun_script, directed_before, keep_direction, metadata_of, settings_of
+from .directed_film import (
+    BEGUN,
+    MADE,
+    DirectedFilm,
+    begun_script,
+    directed_before,
+    keep_direction,
+    metadata_of,
+    settings_of,
+)
 from .directions import Direction, Script
 from .director import Director, TakeEndedError
 from .film import MOST_CHUNKS, Film
@@ -126,7 +135,10 @@ class LiveFilm:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         with contextlib.suppress(TakeEndedError):
-            self.stop()
+            try:
+                self.stop()
+            except HeliosError:  # the disk may be what failed
+                self.director.stop_now()
         self._thread.join()
         if error is None and self._error is not None:
             raise self._error
@@ -232,7 +244,8 @@ def live_film(
         director = Director(
             script, first, first + film.num_chunks, earlier, made, partial(keep_direction, record, True), _content
         )
-        record.begin_directing([x.kept() for x in earlier], **{BEGUN: key}, **settings_of(director.script))
+        begun = {BEGUN: key, MADE: first + made}
+        record.begin_directing([x.kept() for x in earlier], **begun, **settings_of(director.script))
         directors.append(director)
         assert isinstance(film.source, TransformerChunks)
         source = LiveChunks(film.source, encode, partial(_anchor, pipeline, width, height), progress, first)
@@ -267,7 +280,7 @@ def _sampling(keywords: Mapping[str, Any]) -> dict[str, Any]:
 def _content(picture: str) -> str:
     try:
         with Image.open(picture) as opened:
-            opened.verify()
+            opened.load()  # verify() decodes nothing of a JPEG
         return file_fingerprint(picture)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise HeliosError(f"picture {picture!r:.80} cannot be read ({reason(error)}); give another.") from None

@@ -42,7 +42,7 @@ class RenderProgress:
     def frames_per_second(self) -> float | None:
         """Frames made per second; None until a chunk is made. Reading chunks from the store does not count."""
         made = self.chunks_done - self.chunks_reused
-        return made * CHUNK_FRAMES / max(time.monotonic() - self.started, 1e-6) if made else None
+        return made * CHUNK_FRAMES / max(time.monotonic() - self.started, 1e-6) if made > 0 else None
 
     @property
     def film_seconds(self) -> float:

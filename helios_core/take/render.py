@@ -67,8 +67,8 @@ def render_film(
 
     def on_disk(segment: str, video: Path) -> None:
         key, index, reused = begun[segment]
-        take.in_video(key, video, segment)
-        observer.on_disk(index, reused, segment)
+        if take.in_video(key, video, segment):
+            observer.on_disk(index, reused, segment)
 
     def finish() -> Path:
         video.back_to(take.count)

@@ -125,6 +125,12 @@ class Take:
         self.history = None if found is None else found.history
         return found
 
+    def forget(self, chunk: int) -> None:
+        """Discards ``chunk``, which was rolled again while it was made; it stays in the store."""
+        with self._lock:
+            if self._discard(chunk):
+                self._write()
+
     def _discard(self, chunk: int) -> bool:
         """Forgets ``chunk`` and those behind it; whether there were any."""
         kept = [entry for entry in self._chunks if entry["chunk"] < chunk]
@@ -163,8 +169,10 @@ class Take:
                 self._chunks[:], self._directions[:] = chunks, directions
                 raise
 
-    def in_video(self, key: str, video: Path | None, segment: str = "") -> None:
-        """Notes that the chunk of ``key`` is in ``video``, its part stored as ``segment``; it may be discarded by now.
+    def in_video(self, key: str, video: Path | None, segment: str = "") -> bool:
+        """Notes that the chunk of ``key`` is in ``video``, its part stored as ``segment``.
+
+        False where it has been discarded by now.
 
         ``video`` None: the part is stored, and no film is written.
         """
@@ -174,6 +182,7 @@ class Take:
                 entry |= {"in_video": video is not None, "segment": segment}
             self._manifest["video"] = None if video is None else str(video)
             self._write()
+        return entry is not None
 
     def __enter__(self) -> Take:
         begin_film()

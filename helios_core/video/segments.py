@@ -73,7 +73,7 @@ class VideoSettings:
                 f"The video size is {self.width}x{self.height}: both must be even, "
                 f"the nearest is {nearest[0]}x{nearest[1]}."
             )
-        if not 0 < self.fps <= 1000:
+        if not (0 < self.fps <= 1000 and exact_rate(self.fps) > 0):
             raise HeliosError(f"The frame rate is {self.fps}: give frames per second, above 0 and at most 1000.")
         if not 0 <= self.crf <= 51:
             raise HeliosError(f"The crf is {self.crf}: give a value between 0 and 51.")

@@ -7,6 +7,7 @@ from helios_core.variants import CHUNK_FRAMES
 def test_a_resumed_render_tells_no_rate_before_it_made_a_chunk():
     progress = RenderProgress([3, 3, 3], started=-1e9)
     progress.reuse()
+    assert progress.numbers()["fps"] is None, "the chunk is reused, and not yet done"
     progress.chunk()
     assert progress.numbers() == {"film_seconds": CHUNK_FRAMES / 24, "fps": None, "seconds_left": None}
     assert progress.text("decoding") == "chunk 2/3 decoding, 1.4 s of film"

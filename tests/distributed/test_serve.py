@@ -61,7 +61,7 @@ async def one(session: aiohttp.ClientSession, url: str, number: int) -> str:
     body = wrong[number % len(wrong)] if number < MALFORMED else json.dumps(
         {"prompt": f"film {number}", "seed": number, "num_frames": 33 * CHUNKS}
     ).encode()  # fmt: skip
-    async with session.post(url, data=body) as response:
+    async with session.post(url, data=body, headers={"Content-Type": "application/json"}) as response:
         told = await response.json()
         if response.status != 200:
             return f"{response.status}"

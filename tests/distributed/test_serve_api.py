@@ -53,6 +53,10 @@ def test_a_picture_comes_within_the_request(tmp_path):
     ("fields", "message"),
     [
         ({"prompt": ""}, "has no prompt"),
+        ({"model": []}, "model=[] is not served"),
+        ({"size": "8192x64"}, "larger than 4096 a side"),
+        ({"num_frames": 0}, "num_frames=0"),
+        ({"fps": 1e-320}, "frame rate"),
         ({"model": "sora-2"}, "model='sora-2' is not served; use one of tiny, mid"),
         ({"size": "large"}, "size='large' is no size"),
         ({"seconds": "0"}, "seconds=0 must be above 0"),
@@ -87,6 +91,7 @@ class Here:
 
 async def ask(service: VideoService, method: str, path: str = "/v1/videos", body=None, **headers):
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"content-type": "application/json", **headers}
     head = [(name.encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "method": method, "path": path, "headers": head, "query_string": b"", "server": ("a", 1)}
     scope["scheme"] = "http"
@@ -181,3 +186,24 @@ def test_the_applications_arguments(tiny_folder, tmp_path):
         app({"modle": "x"})
     with pytest.raises(HeliosError, match="replicas='none' is no whole number of at least 1"):
         app({"replicas": "none"})
+
+
+def test_what_a_page_of_another_site_can_send(served):
+    async def go():
+        service = served()
+        for headers in ({"content-type": "text/plain"}, {"origin": "http://elsewhere"}):
+            status, said = await ask(service, "POST", body=FILM, **headers)
+            assert status in (400, 403), said
+        assert (await ask(service, "GET"))[1]["data"] == []
+
+    asyncio.run(go())
+
+
+def test_half_a_character_is_refused_and_the_list_stays_whole(served):
+    async def go():
+        service = served()
+        status, said = await ask(service, "POST", body=b'{"prompt": "\\ud800"}')
+        assert status == 400 and "surrogate" in said["error"]["message"]
+        assert (await ask(service, "GET"))[0] == 200
+
+    asyncio.run(go())

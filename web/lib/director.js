@@ -55,7 +55,7 @@ export class Director {
     }
     line.onkeydown = (event) => {
       event.stopPropagation()
-      if (event.key === 'Enter' && event.target instanceof HTMLInputElement) void this._do('prompt')
+      if (event.key === 'Enter' && !event.isComposing && event.target instanceof HTMLInputElement) void this._do('prompt')
     }
   }
 
@@ -75,8 +75,8 @@ export class Director {
     const action = state.paused ? 'continue' : 'pause'
     Object.assign(this._pause, { textContent: this._words(action), title: this._words(`${action}s`) })
     this._pause.dataset.action = action
-    const lines = state.pending.map(({ chunk, text }) =>
-      this._words('waits', { chunk: chunk + 1, second: this._second(take, chunk), text: text ?? this._words('anchor') })
+    const lines = state.pending.map(({ do: kind, chunk, text }) =>
+      this._words('waits', { chunk: chunk + 1, second: this._second(take, chunk), text: text ?? this._words(kind) })
     )
     this._waiting.replaceChildren(...lines.map((text) => element('div', '', text)))
   }
@@ -94,7 +94,9 @@ export class Director {
     }
     const text = this._field.value.trim()
     const chunk = this._from.valueAsNumber - 1
+    const next = this._take?.directing?.next_chunk ?? 0
     if (!text) this._field.focus()
+    else if (chunk < next) this.say(this._words('begun', { chunk: next + 1 }))
     else if (await this.direct({ do: action, text, ...(chunk >= 0 ? { chunk } : {}) }))
       this._field.value = this._from.value = ''
   }

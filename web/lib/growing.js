@@ -4,6 +4,10 @@
 // Seconds kept in memory before and after the one that plays.
 const [BEHIND, AHEAD] = [30, 60]
 
+/** A request that the server did not answer: it may the next time. */
+class Unanswered extends Error {}
+const [TRIES, AGAIN] = [5, 1000]
+
 /** @typedef {{ header: string, parts: string[], seconds: number }} Playlist */
 
 export class GrowingFilm {
@@ -30,6 +34,7 @@ export class GrowingFilm {
     this._opened = false
     this._grown = true
     this._busy = false
+    this._lost = 0
   }
 
   /** Seconds in a part. */
@@ -70,12 +75,16 @@ export class GrowingFilm {
   async fill() {
     if (this._busy || this._media?.readyState !== 'open') return
     this._busy = true
+    let again = false
     try {
       while (this._video && (await this._step()));
-    } catch {
-      this.failed()
+      this._lost = 0
+    } catch (error) {
+      again = error instanceof Unanswered && ++this._lost < TRIES
+      if (!again) this.failed()
     }
     this._busy = false
+    if (again) setTimeout(() => this._video && this.refresh(), AGAIN)
   }
 
   /** @returns {Promise<boolean>} whether there was something to do */
@@ -138,8 +147,8 @@ export class GrowingFilm {
 
 /** @param {string} address */
 async function ask(address) {
-  const response = await fetch(address)
-  if (response.status !== 200) throw new Error(address)
+  const response = await fetch(address).catch(() => null)
+  if (response?.status !== 200) throw new Unanswered(address)
   return response
 }
 

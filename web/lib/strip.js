@@ -238,7 +238,8 @@ export class FilmStrip {
     const grows = ['running', 'lost'].includes(take.status)
     const grown = this._film ?? (grows ? this._grow(take, parts) : undefined)
     this.player.load(grown ? [grown] : parts.map((part) => this._source(take, part)), length, grows)
-    if (!grown?.growing) this._growing &&= null
+    // A film whose every chunk is rolled again has no part for now, and goes on growing.
+    if (!grows || this._film) this._growing &&= null
     if (grows && take.live && !this.player.shows) this.player.follow()
   }
 
