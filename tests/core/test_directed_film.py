@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from helios_core.errors import HeliosError
 from helios_core.take.anchor import with_anchor
-from helios_core.take.directed_film import DirectedFilm
+from helios_core.take.directed_film import DirectedFilm, directed_before
 from helios_core.take.directions import Direction, Script, read_direction, stored_directions
 from helios_core.take.director import Director
 from helios_core.take.film import Film
@@ -439,3 +439,13 @@ def test_the_film_holds_what_is_left_after_rolls(tmp_path, last):
     assert manifest["status"] == ("finished" if last == "stop" else "failed: the sampler failed.")
     assert manifest["video"] == str(tmp_path / "film.mp4") and not list(tmp_path.glob("*.partial.mp4"))
     assert [entry["in_video"] for entry in manifest["chunks"]] == [True] * 4
+
+
+def test_a_resume_that_was_stopped_early_knows_how_far_the_film_was(tmp_path):
+    store = ChunkStore(tmp_path / "store")
+    take = Take(store, "film", {})
+    take.begin_directing([], begun="key", made=20)
+    take.direct(None)
+    assert directed_before(store, "film", "key", 0) == ((), 20)
+    take.direct(None, 7, made=7)
+    assert directed_before(store, "film", "key", 0) == ((), 7), "from there on it was rolled again"

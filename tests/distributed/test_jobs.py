@@ -77,6 +77,18 @@ def test_a_table_that_is_none_is_refused(tmp_path, table, message):
         read_jobs(tmp_path / "nowhere.csv", DEFAULTS, model_size)
 
 
+def test_odd_cells_of_json_lines(tmp_path):
+    rows = [{"prompt": "a\u2028boat"}, {"prompt": "x", "seconds": 1e308, "fps": 60}, {"prompt": "x", "image": "a\0b"}]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    boat, endless, nul = read(tmp_path, text, "jobs.jsonl")
+    assert isinstance(boat, Job) and boat.rows == ((0, "a\u2028boat"),), "a line of its own to Unicode, not to JSON"
+    assert isinstance(endless, BadRow) and "seconds" in endless.message
+    assert isinstance(nul, BadRow) and "is no path" in nul.message
+    (long,) = read(tmp_path, json.dumps({"prompt": "x", "image": 300 * "x"}) + "\n", "long.jsonl")
+    with pytest.raises(HeliosError, match="is no file"):
+        long.check_media()
+
+
 def test_two_rows_of_one_id_and_lengths_that_disagree(tmp_path):
     first, second = read(tmp_path, "id,prompt\na,boat\na,rain\n")
     assert isinstance(first, Job) and second == BadRow("row 2", "its id a is row 1's too; give each row its own.")
