@@ -72,8 +72,12 @@ class HeliosFarmRender(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls) -> bool:
-        cluster_address()
+    def validate_inputs(cls, prompts: str | None = None) -> bool | str:
+        """Takes ``prompts``, which core checks no further, because core shows a returned sentence beside an input."""
+        try:
+            cluster_address()
+        except HeliosError as error:
+            return str(error)  # raised, it would hide what is wrong with the inputs
         return check_node()
 
     @classmethod

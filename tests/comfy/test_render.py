@@ -344,6 +344,7 @@ def test_five_kills_leave_a_playable_file_and_the_same_film(comfy, new_comfy):
     assert not list(output(server).glob("*.partial.mp4"))
 
 
+@pytest.mark.slow
 def test_two_servers_and_two_takes_on_one_store(new_comfy):
     one = new_comfy(ARGUMENTS)
     two = new_comfy(ARGUMENTS)

@@ -10,7 +10,7 @@ import pytest
 from helios_tools import frontend as browser
 
 from helios_core.errors import HeliosError
-from helios_core.take.prompts import PromptSchedule, parse_schedule
+from helios_core.take.prompts import PromptSchedule, parse_schedule, schedule_from_text
 from helios_setup.paths import PACK_NAME, ROOT
 from helios_setup.server import ComfyServer
 
@@ -32,6 +32,7 @@ GRAPH = {
 READINGS = (
     "0: a boat\n7: a storm",
     "0: a boat / 7: a storm / 9: rain",
+    "0: a boat\n7~2: a storm\n9~0: rain",
     "a prompt without numbers, 16:9, in/out 3/4: half",
     "0: two\nlines\n12: and: colons",
     "  0 : spaces   \n\n  3:x",
@@ -170,10 +171,14 @@ def test_prompts_move_by_drag_and_by_keys(editor: Editor) -> None:
 def test_rows_are_read_as_the_server_reads_them(editor: Editor) -> None:
     for text in READINGS:
         try:
-            wanted = [{"first": first, "prompt": prompt} for first, prompt in parse_schedule(text)]
+            schedule = schedule_from_text(text)
+            # The editor keeps a row's own blend as it is written.
+            blends = {first: str(blend) for first, blend in schedule.blends}
+            wanted = [(first, blends.get(first), prompt) for first, prompt in schedule.rows]
         except HeliosError:
             wanted = None
-        assert editor.page.evaluate(PARSE, text) == wanted
+        read = editor.page.evaluate(PARSE, text)
+        assert (read and [(row["first"], row.get("blend"), row["prompt"]) for row in read]) == wanted
 
 
 def test_undo_brings_the_rows_back(editor: Editor) -> None:
