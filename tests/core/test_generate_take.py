@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 import torch
 
 from helios_core.commands.cli import main
@@ -49,6 +50,7 @@ def test_command_line_resumes_and_equals_the_pipeline(tmp_path, tiny_folder, cap
     assert not list((tmp_path / "helios_store").glob("*.*"))
 
 
+@pytest.mark.slow
 def test_command_line_killed_goes_on(tmp_path, tiny_folder):
     """SIGKILL in a child process, then the same command: the film of an uninterrupted run, no chunk made twice."""
     model, folder = tiny_folder("distilled"), tmp_path / "killed"
