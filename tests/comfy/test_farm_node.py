@@ -63,8 +63,9 @@ def test_two_films_and_an_interrupt(farming, tiny_folder, tmp_path):
     comfy.interrupt()
     comfy.wait(queued)
     time.sleep(1)
-    last = [event.data for event in comfy.events(kind="helios.take")][-1]
-    assert (last["kind"], last["status"]) == ("end", "interrupted")
+    # A picture of a chunk may still come after the end.
+    ends = [event.data for event in comfy.events(kind="helios.take") if event.data["kind"] == "end"]
+    assert ends[-1]["status"] == "interrupted"
     kept = len(list((output / "helios_store").glob("*.chunk.safetensors")))
     time.sleep(2)
     assert len(list((output / "helios_store").glob("*.chunk.safetensors"))) == kept, "nothing renders on"
