@@ -71,10 +71,12 @@ def text(film: Film, count: int) -> dict[str, tuple[str, float]]:
     """Text to video, three chunks."""
     found = list(in_batches(film, scenes(count), 3))
     asked = {"colour": "0.95", "motion": "0.90", "kind": "0.85", "background": "0.95"}
-    return {
+    shares = {
         name: (asked[name], share([_wanted(scene, name) == getattr(seen, name) for scene, seen in found]))
         for name in asked
     }
+    jumps = [np.linalg.norm(np.diff(seen.track, axis=0), axis=1)[CHUNK_FRAMES - 1 :: CHUNK_FRAMES] for _, seen in found]
+    return {**shares, "jump between chunks, heights, median": ("small", float(np.nanmedian(np.concatenate(jumps))))}
 
 
 def _wanted(scene: Scene, name: str) -> str:

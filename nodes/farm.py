@@ -120,8 +120,9 @@ class HeliosFarmRender(io.ComfyNode):
                 else:
                     feeds.tell(event)
             # What an earlier run made that broke off before it was published: the farm tells no film of it.
-            for name in jobs.keys() - found.keys():
-                publish(name)
+            for name in jobs:
+                if name not in found:
+                    publish(name)
         paths = [found[name] for name in jobs]
         saved = [ui.SavedResult(path.name, target.subfolder, io.FolderType.output) for path in paths]
         return io.NodeOutput([InputImpl.VideoFromFile(str(path)) for path in paths], ui=ui.PreviewVideo(saved))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,13 @@ from torch import Tensor
 
 from ..helios_core.errors import HeliosError, reason
 from ..helios_core.take.directed_film import (
-    BEGUN,
-    MADE,
     DirectedFilm,
+    begun_director,
     begun_script,
-    directed_before,
-    keep_direction,
     metadata_of,
-    settings_of,
     texts_of,
 )
 from ..helios_core.take.directions import LARGEST_BLEND
-from ..helios_core.take.director import Director
 from ..helios_core.take.film import MOST_CHUNKS, Film
 from ..helios_core.take.fingerprint import file_fingerprint
 from ..helios_core.take.history import History
@@ -197,19 +191,13 @@ class HeliosLiveVideo(io.ComfyNode):
         )
         key = Film(source, history, 1, seed, script.seed_changes).first_key
         named = take or name_for(target.name, f"-live-{key[:8]}")
-        store = output_store()
-        earlier, made = directed_before(store, named, key, history.chunk) if resume else ((), 0)
-        end = history.chunk + (max_chunks or MOST_CHUNKS)
-        director = Director(script, history.chunk, end, earlier, made, look=pictures.content)
-        report = LiveReport(source, director, history, fps, max_chunks == 0)
-        feed = LiveFeed(director, report.progress, history, seed, named, cls.hidden, store)
+        record = Take(output_store(), named, manifest_settings(history, seed, 0, cls.hidden.prompt), resume)
+        end, texts = history.chunk + (max_chunks or MOST_CHUNKS), not args.disable_metadata
+        director = begun_director(record, script, key, history.chunk, end, pictures.content, texts)
+        report = LiveReport(source, history, fps, max_chunks == 0)
+        feed = LiveFeed(director, report.progress, history, seed, named, cls.hidden, record.store)
         report.feed = feed
-        record = Take(store, named, manifest_settings(history, seed, 0, cls.hidden.prompt) | feed.remembered(), resume)
-        texts = not args.disable_metadata
-        said = [direction.kept() for direction in earlier]
-        begun = {BEGUN: key, MADE: history.chunk + made}
-        record.begin_directing(said, **begun, **settings_of(director.script, texts))
-        director.keep = partial(keep_direction, record, texts)
+        record.note(**feed.remembered())
         film = DirectedFilm(source=source, start=history, num_chunks=end - history.chunk, director=director)
 
         def publish(finished: Path) -> Path:
@@ -274,6 +262,6 @@ class LiveReport(RenderReport):
 
     progress: OpenProgress
 
-    def __init__(self, source: LiveChunks, director: Director, start: History, fps: float, open_end: bool):
+    def __init__(self, source: LiveChunks, start: History, fps: float, open_end: bool):
         super().__init__(source, start, fps, OpenProgress(source.steps, fps, open_end=open_end))
         source.on_begin = lambda chunk: self.progress.begin(chunk - start.chunk)

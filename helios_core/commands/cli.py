@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from ..errors import HeliosError
@@ -28,7 +29,21 @@ LONGEST_SECONDS = MOST_CHUNKS * CHUNK_FRAMES  # at one frame a second
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; see :func:`run_command`."""
-    return run_command(_parser().parse_args(arguments))
+    options = _parser().parse_args(arguments)
+    if options.run is not generate:
+        options.run = partial(_by_one_process, options.run)
+    return run_command(options)
+
+
+def _by_one_process(run: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> None:
+    """``run``, which several processes would do several times, into the same files.
+
+    Raises:
+        HeliosError: there are several.
+    """
+    if Team.announced().size > 1:
+        raise HeliosError("only generate is for several processes; start this command without torchrun.")
+    run(options)
 
 
 def run_command(options: argparse.Namespace) -> int:
@@ -48,17 +63,13 @@ def generate(options: argparse.Namespace) -> None:
     """Writes a clip chunk by chunk; process 0 of several alone writes and speaks."""
     team = Team.from_environment()
     try:
-        _generate(options, team)
+        with_model(options, lambda model: _film(options, model, team), team.leads)
     except HeliosError:
         if team.leads:
             raise
         team.outlast_first()  # it says why, and torchrun ends all processes once one has ended
         sys.exit(2)
     team.leave()
-
-
-def _generate(options: argparse.Namespace, team: Team) -> None:
-    with_model(options, lambda model: _film(options, model, team), team.leads)
 
 
 def _film(options: argparse.Namespace, model: Path, team: Team) -> None:

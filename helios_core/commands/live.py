@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HeliosError
-from ..networks.parallel.team import Team
 from ..take.directions import Direction
 from ..take.director import TakeEndedError
 from ..take.film import MOST_CHUNKS
@@ -43,8 +42,6 @@ def add_command(commands: Any) -> None:
 
 
 def _live(options: argparse.Namespace, model: Path) -> None:
-    if Team.announced().size > 1:
-        raise HeliosError("live is directed from one terminal, by one process; start it without torchrun.")
     check_film_options(options)
     if not 0 <= options.max_chunks <= MOST_CHUNKS:
         raise HeliosError(f"--max-chunks {options.max_chunks} must be 0 (until it is stopped) to {MOST_CHUNKS}.")

@@ -96,22 +96,23 @@ class EndFrame:
         share = (self.strength * way**RAMP).view(1, 1, -1, 1, 1).to(device)
 
         def pull(latents: Tensor, velocity: Tensor, sigma: float, stage: Stage) -> Tensor:
-            image = self._image(latents.shape[-2], latents.shape[-1]).to(latents.device)
+            image = self._image(latents.shape[-2], latents.shape[-1], latents.device)
             x, v = latents.float(), velocity.float()
             return (v - (1 - stage.noise_end) * share * (image - clean(x, v, sigma, stage)) / sigma).to(velocity.dtype)
 
         return pull
 
     @cached_property
-    def _images(self) -> dict[tuple[int, int], Tensor]:
+    def _images(self) -> dict[tuple[int, int, torch.device], Tensor]:
         return {}
 
-    def _image(self, height: int, width: int) -> Tensor:
-        """The image at a stage's resolution, averaged as training makes its coarser clips."""
-        size = (height, width)
-        if size not in self._images:
-            self._images[size] = F.interpolate(self.image.float(), (CHUNK_LATENT_FRAMES, *size), mode="area")
-        return self._images[size]
+    def _image(self, height: int, width: int, device: torch.device) -> Tensor:
+        """The image at a stage's resolution, averaged as training makes its coarser clips; once for all steps."""
+        place = (height, width, device)
+        if place not in self._images:
+            image = self.image.to(device, torch.float32)
+            self._images[place] = F.interpolate(image, (CHUNK_LATENT_FRAMES, height, width), mode="area")
+        return self._images[place]
 
 
 def clean(latents: Tensor, velocity: Tensor, sigma: float, stage: Stage) -> Tensor:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -81,6 +82,26 @@ def directed_before(store: ChunkStore, name: str, key: str, first: int) -> tuple
     reached = settings.get(MADE)
     before = reached - first if type(reached) is int else 0
     return stored_directions(manifest.get("directions")), max(len(list(made)), before)
+
+
+def begun_director(
+    record: Take, script: Script, key: str, first: int, end: int, look: Callable[[str], str], texts: bool = True
+) -> Director:
+    """The director of the film that ``record`` keeps, with what an earlier run of it was told where it resumes.
+
+    Args:
+        key: as for :func:`directed_before`.
+        end, look: as for :class:`Director`.
+        texts: whether directions may be written to the manifest.
+
+    Raises:
+        HeliosError: what an earlier run was told is damaged, or cannot be followed any more.
+    """
+    earlier, made = directed_before(record.store, record.name, key, first) if record.resume else ((), 0)
+    director = Director(script, first, end, earlier, made, partial(keep_direction, record, texts), look)
+    settings = {BEGUN: key, MADE: first + made, **settings_of(director.script, texts)}
+    record.begin_directing([direction.kept() for direction in earlier], **settings)
+    return director
 
 
 def _numbers(manifest: Mapping[str, Any]) -> list[Any]:

@@ -19,16 +19,7 @@ from ..errors import HeliosError, reason
 from ..variants import CHUNK_FRAMES, RELEASED_SIZE
 from ..video.segments import VideoSettings
 from .chunk import Chunk
-from .directed_film import (
-    BEGUN,
-    MADE,
-    DirectedFilm,
-    begun_script,
-    directed_before,
-    keep_direction,
-    metadata_of,
-    settings_of,
-)
+from .directed_film import DirectedFilm, begun_director, begun_script, metadata_of
 from .directions import Direction, Script
 from .director import Director, TakeEndedError
 from .film import MOST_CHUNKS, Film
@@ -42,6 +33,7 @@ from .source import TransformerChunks
 from .store import FOLDER_NAME, ChunkStore
 from .take import Take, name_for
 
+# Prompts that stay encoded, 8 MB each at full size: a change back and forth encodes nothing.
 KEPT_PROMPTS = 16
 
 
@@ -240,12 +232,7 @@ def live_film(
     def directing(film: Film) -> DirectedFilm:
         script = Script(schedule, film.seed, film.seed_changes)
         key, first = film.first_key, film.start.chunk
-        earlier, made = directed_before(record.store, record.name, key, first) if resume else ((), 0)
-        director = Director(
-            script, first, first + film.num_chunks, earlier, made, partial(keep_direction, record, True), _content
-        )
-        begun = {BEGUN: key, MADE: first + made}
-        record.begin_directing([x.kept() for x in earlier], **begun, **settings_of(director.script))
+        director = begun_director(record, script, key, first, first + film.num_chunks, _content)
         directors.append(director)
         assert isinstance(film.source, TransformerChunks)
         source = LiveChunks(film.source, encode, partial(_anchor, pipeline, width, height), progress, first)

@@ -3,15 +3,17 @@
 Decoding on a processor makes and frees hundreds of tensors of 4 to 32 MB. glibc takes them from its heaps, and a
 thread other than the main one, like the one in which ComfyUI runs graphs, has heaps of 64 MiB, of which only the last
 is ever returned: a small object at the end of one pins all before it. Blocks of their own, which glibc returns as
-soon as they are freed, leave no such gaps. They cost the clearing of their pages: a tenth of a small film's time on a
-processor, which the main thread, whose one heap shrinks by itself, does not pay. Other C libraries are left alone.
+soon as they are freed, leave no such gaps. Other C libraries are left alone.
+
+Measured on the command line (helios-tiny, 320x192, 8 and 44 chunks): peaks of 1,274 and 1,273 MiB, without it 1,281 and
+1,460. It costs the clearing of pages: 184 seconds of processor time for 44 chunks, without it 164. A graphics card's
+memory is not glibc's.
 """
 
 from __future__ import annotations
 
 import ctypes
 import sys
-import threading
 
 _M_MMAP_THRESHOLD = -3
 # From this size on a tensor is a block of its own while a film is made: below, its pages cost more time than gaps.
@@ -32,8 +34,7 @@ def end_film() -> None:
 
 
 def _glibc(function: str, *arguments: int) -> None:
-    """Calls glibc where there is one, outside the main thread."""
-    if sys.platform == "linux" and threading.current_thread() is not threading.main_thread():
+    if sys.platform == "linux":
         found = getattr(ctypes.CDLL(None), function, None)
         if found is not None:
             found(*arguments)

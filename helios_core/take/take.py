@@ -51,13 +51,7 @@ class Take:
         resume: False makes every chunk anew; the results are kept all the same.
     """
 
-    def __init__(
-        self,
-        store: ChunkStore,
-        name: str,
-        settings: Mapping[str, Any],
-        resume: bool = True,
-    ):
+    def __init__(self, store: ChunkStore, name: str, settings: Mapping[str, Any], resume: bool = True):
         self.store, self.name, self.resume = store, check_name(name), resume
         self.history: History | None = None  # after the last chunk
         self._lock = threading.Lock()  # the video's thread reports here too
@@ -139,9 +133,13 @@ class Take:
         return fewer
 
     def begin_directing(self, directions: Iterable[Mapping[str, Any]], **settings: Any) -> None:
-        """The film is directed: it begins with ``directions``; ``settings`` are added to the take's."""
+        """The film is directed: it begins with ``directions``; :meth:`note` takes ``settings``."""
         self._directions[:] = directions
         self._manifest["directions"] = self._directions
+        self.note(**settings)
+
+    def note(self, **settings: Any) -> None:
+        """Adds to the take's settings; they are written with what comes next."""
         self._manifest["settings"] |= settings
 
     def direct(self, direction: Mapping[str, Any] | None, discarded: int | None = None, **settings: Any) -> None:

@@ -11,12 +11,10 @@ from torch import Tensor
 
 from ...helios_core.take.directions import Script
 from ...helios_core.take.history import History
+from ...helios_core.take.live import KEPT_PROMPTS
 from ...helios_core.take.prompts import PromptSchedule
 from .chunk_source import NodeChunks
 from .schedule import scheduled
-
-# Prompts that stay encoded, 8 MB each at full size: a change back and forth encodes nothing.
-KEPT_PROMPTS = 16
 
 
 class LiveChunks(NodeChunks):

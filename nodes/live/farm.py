@@ -20,10 +20,10 @@ from .events import TakeFeed
 class ToldProgress(RenderProgress):
     """Progress whose numbers come from a worker."""
 
-    told: dict[str, float | None]
+    told: dict[str, float | None] | None = None
 
     def numbers(self) -> dict[str, float | None]:
-        return getattr(self, "told", super().numbers())
+        return super().numbers() if self.told is None else self.told
 
 
 class FarmFeeds:

@@ -49,6 +49,7 @@ class Film(ThreadingHTTPServer):
     def __init__(self, policy: str) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
         self.policy, self.keys, self.asked = policy, ["a"], []
+        self.silent = 0  # parts that are not answered
         self.url = f"http://127.0.0.1:{self.server_port}"
         pictures = {"a": 40, "b": 200}
         frames = {name: torch.full((33, 64, 64, 3), level, dtype=torch.uint8) for name, level in pictures.items()}
@@ -77,7 +78,9 @@ class Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         data, kind = self.server.content(self.path)
         self.server.asked.append(self.path)
-        self.send_response(200)
+        refuses = self.server.silent > 0 and kind == "video/iso.segment"
+        self.server.silent -= refuses
+        self.send_response(503 if refuses else 200)
         for name, value in (("Content-Type", kind), ("Content-Length", str(len(data)))):
             self.send_header(name, value)
         self.send_header("Content-Security-Policy", self.server.policy)
@@ -139,7 +142,24 @@ def test_it_plays_over_borders_and_takes_a_chunk_that_is_made_again(film: tuple[
       return canvas.getImageData(0, 0, 1, 1).data[0]
     }"""
     assert page.evaluate(level) > 150
+    # So is the first one, and for a while the film has no part at all.
+    grow(film, [])
+    grow(film, ["b"])
+    wait(page, "!held(value)", 1.5 * SECONDS)
+    page.evaluate("() => strip.player.seek(0.2, false)")
+    wait(page, "!video().seeking && held(0.2)")
+    assert page.evaluate(level) > 150
     assert server.asked.count("/0-a.m4s") == 1, "what stays is not asked for again"
+
+
+def test_a_server_that_does_not_answer_for_a_moment_is_asked_again(film: tuple[Film, Any]) -> None:
+    server, page = film
+    grow(film, ["a"])
+    wait(page, "held(0)")
+    server.silent = 2
+    grow(film, ["a", "a1"])
+    wait(page, "held(value) && video().src.startsWith('blob:')", 1.5 * SECONDS)
+    assert server.silent == 0
 
 
 def test_a_long_film_is_held_for_a_minute_and_played_anywhere(film: tuple[Film, Any]) -> None:

@@ -60,3 +60,10 @@ def test_a_stage_has_as_many_steps_as_timesteps(steps):
             make()
         assert len(str(refused.value)) < 300
     assert DMDSampler((1000, 1, 1)).total_steps(1) == 1002
+
+
+@pytest.mark.parametrize("command", [["live", "--prompt", "a boat"], ["tiny", "--output", "nowhere"]])
+def test_only_generate_is_for_several_processes(command, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(command) == 2
+    assert "start this command without torchrun" in capsys.readouterr().err

@@ -149,6 +149,8 @@ def test_latents_equal_those_of_one_process(films_of, alone, processes):
         expected = alone[name.split()[-1]]
         assert film.shape == expected.shape
         assert (film - expected).abs().max() <= 1e-5 * expected.std(), name
+        if processes == 2 and name.startswith("halves "):
+            assert torch.equal(film, expected), "each half computes whole forwards"
 
 
 def test_8_bit_products_are_as_near_as_those_of_one_process(films_of, models):

@@ -35,6 +35,7 @@ export class GrowingFilm {
     this._grown = true
     this._busy = false
     this._lost = 0
+    this._free = () => {}
   }
 
   /** Seconds in a part. */
@@ -46,15 +47,18 @@ export class GrowingFilm {
   open(video) {
     this._video = video
     this._media = new MediaSource()
+    video.src = URL.createObjectURL(this._media)
+    const address = video.src
+    this._free = () => URL.revokeObjectURL(address)
     this._media.onsourceopen = () => {
       this._opened = true
-      URL.revokeObjectURL(video.src)
+      this._free()
       void this.fill()
     }
-    video.src = URL.createObjectURL(this._media)
   }
 
   close() {
+    this._free()
     this._video = null
   }
 
