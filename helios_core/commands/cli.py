@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..errors import HeliosError
 from ..networks.parallel.team import Team
@@ -20,7 +21,15 @@ from ..take.take import Take, name_for
 from ..variants import CHUNK_FRAMES, DEFAULT, VARIANTS
 from ..video.segments import VideoSettings
 from . import bench, convert, download, drift, farm, live
-from .film_options import add_film_options, check_film_options, no_empty_store, request_of, with_model
+from .film_options import (
+    add_end_options,
+    add_film_options,
+    check_film_options,
+    end_of,
+    no_empty_store,
+    request_of,
+    with_model,
+)
 from .films import load_pipeline, loading, sampling
 from .tiny import write_tiny
 
@@ -80,21 +89,24 @@ def _film(options: argparse.Namespace, model: Path, team: Team) -> None:
     if not team.leads:
         _pipeline(options, model, team).follow()
         return
+    end = end_of(options)
     with no_empty_store(options) as store:
-        _render(options, model, store, frames, team)
+        _render(options, model, store, frames, end, team)
     count = chunk_count(frames) * CHUNK_FRAMES
     print(f"{options.output}: {count} frames, {options.fps} fps, {count / options.fps:.2f} s")
 
 
-def _render(options: argparse.Namespace, model: Path, store: ChunkStore, frames: int, team: Team) -> None:
+def _render(
+    options: argparse.Namespace, model: Path, store: ChunkStore, frames: int, end: dict[str, Any], team: Team
+) -> None:
     """Keeps finished chunks in ``store``, and while rendering a playable file of them beside the output."""
     settings = VideoSettings(options.width, options.height, options.fps, crf=options.crf)
     shown = {name: getattr(options, name) for name in ("prompt", "negative_prompt", "seed", "width", "height")}
     take = Take(store, options.take or name_for(options.output.stem), shown, resume=not options.no_resume)
     pipeline = _pipeline(options, model, team)
     with TerminalBar(pipeline.steps_per_chunk(frames, **sampling(options.steps)), options.fps) as bar:
-        request = {**request_of(options), "prompt": options.prompt, "num_frames": frames, "on_step": bar.on_step}
-        chunks = pipeline.stream(**request, output_type="latent", take=take)
+        request = {"prompt": options.prompt, "num_frames": frames, "on_step": bar.on_step, **end}
+        chunks = pipeline.stream(**request_of(options), **request, output_type="latent", take=take)
         write_film(pipeline, chunks, take, options.output, settings, bar)
 
 
@@ -137,6 +149,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("generate", help="make a video from a prompt")
     add_film_options(command)
+    add_end_options(command)
     command.add_argument("--seconds", type=float, default=5.0, help="length, rounded up to whole chunks of 33 frames")
     command.add_argument(
         "--cfg-parallel", action="store_true", help="under torchrun, half of the processes take the negative prompt"

@@ -12,7 +12,10 @@ from typing import Any
 import torch
 
 from ..errors import HeliosError, shortened
+from ..samplers import EndFrame
+from ..samplers.end_frame import check_end
 from ..take.anti_drift import SETTINGS, AntiDrift
+from ..take.reference import read_picture
 from ..take.seed_changes import MAX_SEED
 from ..take.store import FOLDER_NAME, ChunkStore
 from ..variants import DEFAULT, RELEASED_SIZE
@@ -94,6 +97,28 @@ def request_of(options: argparse.Namespace) -> dict[str, Any]:
         "seed_changes": options.seed_changes,
         "anti_drift": None if options.anti_drift is None else _anti_drift(options.anti_drift),
     }
+
+
+def add_end_options(command: argparse.ArgumentParser) -> None:
+    """Those of a film whose length is known."""
+    command.add_argument("--end-image", type=Path, metavar="FILE", help="a picture that the film's end is guided to")
+    command.add_argument(
+        "--end-chunks", type=int, default=EndFrame.guided_chunks, help="how many of the last chunks are guided"
+    )
+    command.add_argument(
+        "--end-strength", type=float, default=EndFrame.strength, help="the pull on the last frame, 0 to 1"
+    )
+
+
+def end_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The pipeline's keywords of an end frame.
+
+    Raises:
+        HeliosError: no picture, or a setting out of its range.
+    """
+    check_end(options.end_strength, options.end_chunks)
+    image = None if options.end_image is None else read_picture("--end-image", options.end_image)
+    return {"end_image": image, "end_chunks": options.end_chunks, "end_strength": options.end_strength}
 
 
 def _anti_drift(settings: Sequence[float]) -> AntiDrift:

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ..checkpoint import open_transformer
 from ..distributed.farm_worker import Watch
 from ..distributed.jobs import Job
-from ..errors import HeliosError, reason, shortened
+from ..errors import HeliosError, shortened
 from ..pipeline import HeliosPipeline
 from ..samplers import ChunkSampler, SchedulerConfig, sampler_of
 from ..take.fingerprint import fingerprint, folder_fingerprint
 from ..take.headless import write_film
 from ..take.history import check_size
+from ..take.reference import read_picture
 from ..take.take import Take
 from ..variants import RELEASED_SIZE, VARIANTS
 from ..video.reader import VideoReader
@@ -158,10 +159,4 @@ def _media(job: Job) -> dict[str, Any]:
     if job.video:
         with VideoReader(job.video) as reader:
             return {"video": [Image.fromarray(frame) for frame in reader]}
-    if not job.image:
-        return {}
-    try:
-        with Image.open(job.image) as picture:
-            return {"image": picture.convert("RGB")}
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise HeliosError(f"image {job.image} cannot be read ({reason(error)}); give a whole picture.") from None
+    return {"image": read_picture("image", job.image)} if job.image else {}

@@ -48,10 +48,7 @@ class EndFrame:
     strength: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.strength <= 1:
-            raise HeliosError(f"strength={self.strength} must be from 0 (no end frame) to 1.")
-        if not 1 <= self.guided_chunks <= MOST_GUIDED:
-            raise HeliosError(f"guided_chunks={self.guided_chunks} must be from 1 to {MOST_GUIDED}.")
+        check_end(self.strength, self.guided_chunks)
         if self.image.shape[1:3] != (LATENT_CHANNELS, CHUNK_LATENT_FRAMES):
             raise HeliosError(f"the end frame has shape {list(self.image.shape)}; give latents [1,16,9,H/8,W/8].")
 
@@ -148,6 +145,18 @@ def end_frames(sampler: ChunkSampler) -> Iterator[EndFrame]:
     while isinstance(sampler, EndFrame):
         yield sampler
         sampler = sampler.sampler
+
+
+def check_end(strength: float, guided_chunks: int) -> None:
+    """Refuses settings that no end frame has.
+
+    Raises:
+        HeliosError: one out of its range.
+    """
+    if not 0 <= strength <= 1:
+        raise HeliosError(f"strength={strength} must be from 0 (no end frame) to 1.")
+    if not 1 <= guided_chunks <= MOST_GUIDED:
+        raise HeliosError(f"guided_chunks={guided_chunks} must be from 1 to {MOST_GUIDED}.")
 
 
 def check_end_frames(sampler: ChunkSampler, width: int, height: int, batch: int) -> None:

@@ -12,10 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
-from ..errors import HeliosError, reason
+from ..errors import HeliosError
 from ..variants import CHUNK_FRAMES, RELEASED_SIZE
 from ..video.segments import VideoSettings
 from .chunk import Chunk
@@ -28,6 +27,7 @@ from .headless import FilmPipeline, write_film
 from .history import History
 from .progress import OpenProgress
 from .prompts import schedule_text
+from .reference import read_picture
 from .seed_changes import seed_changes_text
 from .source import TransformerChunks
 from .store import FOLDER_NAME, ChunkStore
@@ -265,14 +265,9 @@ def _sampling(keywords: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _content(picture: str) -> str:
-    try:
-        with Image.open(picture) as opened:
-            opened.load()  # verify() decodes nothing of a JPEG
-        return file_fingerprint(picture)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise HeliosError(f"picture {picture!r:.80} cannot be read ({reason(error)}); give another.") from None
+    read_picture("picture", picture)
+    return file_fingerprint(picture)
 
 
 def _anchor(pipeline: FilmPipeline, width: int, height: int, picture: str) -> Tensor:
-    with Image.open(picture) as opened:
-        return pipeline.encode_anchor(opened, width, height)
+    return pipeline.encode_anchor(read_picture("picture", picture), width, height)

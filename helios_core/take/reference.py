@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..errors import HeliosError
+from ..errors import HeliosError, reason, shortened
 from ..networks.vae import WanVAE
 from ..variants import CHUNK_FRAMES, CHUNK_LATENT_FRAMES
 from .history import CONTEXT_FRAMES, History
@@ -202,3 +203,18 @@ def fitted(name: str, picture: Any, width: int, height: int) -> Tensor:
         raise HeliosError(f"{name} is a {type(picture).__name__}; give PIL images or a float tensor in 0..1.")
     covering = ImageOps.fit(picture.convert("RGB"), (width, height), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.asarray(covering).copy()).permute(2, 0, 1).float() / 255
+
+
+def read_picture(name: str, path: str | Path) -> Image.Image:
+    """The picture in a file, as RGB and turned as its camera was held.
+
+    Raises:
+        HeliosError: no such file, or no picture; ``name`` is what it was given as.
+    """
+    try:
+        with Image.open(path) as picture:
+            return ImageOps.exif_transpose(picture).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise HeliosError(
+            f"{name} {shortened(str(path))} cannot be read ({reason(error)}); give a whole picture."
+        ) from None

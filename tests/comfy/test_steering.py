@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from helios_comfy_graphs import film, node
+from PIL import Image
 from safetensors.torch import load_file
 
+from helios_core.pipeline import HeliosPipeline
 from helios_core.take.history_file import load_history
 from helios_core.video.colour import anchored, anchored_latents
 from helios_core.video.reader import read_video
@@ -113,6 +115,24 @@ def test_an_end_frame_guides_the_last_chunk_alone_by_hand_as_in_a_chain(comfy):
     assert torch.equal(chain[:, :, :18], plain[:, :, :18]) and not torch.equal(chain[:, :, 18:], plain[:, :, 18:])
     take = comfy.get("/helios/takes")["takes"][-1]
     assert [cell["reused"] for cell in take["chunks"]] == [True, True, False]
+
+
+def test_an_end_frame_gives_the_headless_latents(comfy, tiny_folder):
+    pixels = torch.randint(0, 256, (64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+    picture = Image.fromarray(pixels.numpy())
+    picture.save(comfy.log_file.parent / "input" / "ends_here.png")
+    graph, _ = chunks(seed=408, sampler=["end", 0])
+    graph |= ending(guided_chunks=2, strength=0.9) | {"image": node("LoadImage", image="ends_here.png")}
+    for name in ("0", "1", "2"):
+        del graph[name]
+    (made,) = saved(comfy, graph, "chain")
+    pipeline = HeliosPipeline.from_pretrained(tiny_folder("distilled"))
+    expected = pipeline(
+        "a boat", width=64, height=64, num_frames=99, pyramid_num_inference_steps_list=[1, 1, 1],
+        is_amplify_first_chunk=False, generator=torch.Generator().manual_seed(408), output_type="latent",
+        end_image=picture, end_chunks=2, end_strength=0.9,
+    ).latents  # fmt: skip
+    assert (pipeline.vae.normalise(made) - expected).abs().max() <= 1e-4
 
 
 def test_a_render_ends_on_the_image_and_a_film_that_stops_before_is_told(comfy):

@@ -1,16 +1,23 @@
 """The command line's takes: kept, resumed, extended, and finished after a kill."""
 
 import json
+import re
 import subprocess
 import sys
 import time
 
 import pytest
 import torch
+from PIL import Image
+from PIL.ExifTags import Base
 
 from helios_core.commands.cli import main
 from helios_core.pipeline import HeliosPipeline
+from helios_core.take.store import ChunkStore
+from helios_core.take.take import Take
 from helios_core.video.reader import read_video
+
+ORIENTATION = Base.Orientation
 
 
 def generate(folder, **options):
@@ -48,6 +55,34 @@ def test_command_line_resumes_and_equals_the_pipeline(tmp_path, tiny_folder, cap
     assert "film: 3 chunks in" in capsys.readouterr().out
     assert main(["store", "--folder", str(tmp_path / "helios_store"), "--clear"]) == 0
     assert not list((tmp_path / "helios_store").glob("*.*"))
+
+
+def test_an_end_image_is_the_pipelines(tmp_path, tiny_folder, capsys):
+    """By the chunks' keys, and against the film without it: a picture that a camera held sideways marks as turned."""
+    model, picture = tiny_folder("distilled"), tmp_path / "end.png"
+    pixels = torch.randint(0, 256, (64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(5)).numpy()
+    turned = Image.Exif()
+    turned[ORIENTATION] = 6  # to be turned clockwise
+    Image.fromarray(pixels).rotate(90).save(picture, exif=turned)
+    assert generate(tmp_path, model=model) == 0
+    assert generate(tmp_path, model=model, **{"end-image": picture, "end-chunks": 2, "end-strength": 0.9}) == 0
+    assert reused(tmp_path) == [True, False, False], "the first of three chunks is not guided"
+    stream = HeliosPipeline.from_pretrained(model).stream(
+        "a boat", width=64, height=64, num_frames=99, pyramid_num_inference_steps_list=[1, 1, 1],
+        generator=torch.Generator().manual_seed(2), end_image=Image.fromarray(pixels), end_chunks=2, end_strength=0.9,
+        output_type="latent", take=Take(ChunkStore(tmp_path / "helios_store"), "pipeline", {}),
+    )  # fmt: skip
+    assert all(chunk.reused for chunk in stream)
+    capsys.readouterr()
+    for name, value, message in (
+        ("end-image", tmp_path / "nowhere.png", "error: --end-image '.*nowhere.png' cannot be read"),
+        ("end-strength", 1.5, "error: strength=1.5 must be from 0"),
+        ("end-chunks", 0, "error: guided_chunks=0 must be from 1"),
+    ):
+        # Before anything loads: there is no such model.
+        options = {"end-image": picture, name: value, "output": tmp_path / "other" / "film.mp4"}
+        assert generate(tmp_path, model=tmp_path / "nothing", **options) == 2
+        assert re.match(message, capsys.readouterr().err)
 
 
 @pytest.mark.slow
