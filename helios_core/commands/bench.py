@@ -1,8 +1,9 @@
 """Command line: ``python -m helios_core bench``, HeliosBench's prompts and lengths in one table.
 
-Measured are throughput, text and VAE included, HeliosBench's motion amplitude, and the drift of what needs no other
-network. Aesthetic, smoothness, semantic and naturalness scores need networks that are not part of Helios, and are not
-measured. Films, chunks and results are kept: the same command goes on where it stopped.
+Measured are throughput, text and VAE included, HeliosBench's motion amplitude, and drift; with CLIP and LAION's head an
+aesthetic and a semantic score too. The semantic one is CLIP's mean over frames, where HeliosBench has ViCLIP.
+Smoothness and naturalness need networks that are not part of Helios, and are not measured. Films, chunks and results
+are kept: the same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -25,19 +26,23 @@ import torch
 from ..errors import HeliosError, reason, shortened
 from ..networks.settings import readable_lines
 from ..pipeline import HeliosPipeline
+from ..take.film import chunk_count
 from ..take.headless import write_film
 from ..take.progress import TerminalBar
 from ..take.store import FOLDER_NAME, ChunkStore, write_atomically
 from ..take.take import Take
-from ..variants import FPS, RELEASED_SIZE
+from ..variants import CHUNK_FRAMES, FPS, RELEASED_SIZE
+from ..video.drift.clip import ScoreModels
 from ..video.drift.meter import FARNEBACK, opencv
-from ..video.drift.report import report_file
+from ..video.drift.report import NO_SCORES, SCORES, Scores, report_file
 from ..video.reader import VideoReader
 from ..video.segments import VideoSettings
+from .drift import add_clip_vision
 from .films import DTYPES, load_pipeline, sampling
 
 RESULTS, TABLE_CSV, TABLE_MARKDOWN = "results.jsonl", "table.csv", "table.md"
 DRIFTS = ("luma", "contrast", "saturation", "hue", "sharpness", "motion")
+NETWORKS = tuple(score.name for score in SCORES)
 COLUMNS = (
     "name",
     "frames",
@@ -46,9 +51,12 @@ COLUMNS = (
     "rating",
     "long_total",
     "motion_amplitude",
-    *(f"drift_{name}" for name in DRIFTS),
+    *NETWORKS,
+    *(f"drift_{name}" for name in (*DRIFTS, *NETWORKS)),
     "source",
 )
+# Of a length's films.
+MEANS = tuple(name for name in COLUMNS if name in ("fps", "motion_amplitude", *NETWORKS) or name.startswith("drift_"))
 # HeliosBench rates throughput from 1 to 10, one point for each 3.2 frames a second.
 FPS_A_POINT, BEST = 3.2, 10
 # Of the paper (arXiv 2603.04379): frames a second on one H100 at 384x640.
@@ -123,12 +131,12 @@ def motion_amplitude(path: Path) -> float:
     return abs(total / count) if count else 0.0
 
 
-def measured(path: Path, seconds: float | None) -> dict[str, Any]:
-    """Figures of a finished film; ``seconds`` is what it took, None where a part of it was found."""
-    report = report_file(path, path.name)
+def measured(path: Path, scores: Scores = NO_SCORES) -> dict[str, Any]:
+    """Figures of a finished film; a score is the mean of its chunks'."""
+    report = report_file(path, path.name, scores=scores)
     drifts = {f"drift_{x.measure.name}": x.drift for x in report.drifts}
-    fps = None if seconds is None else report.frames / seconds
-    return {"fps": fps, "motion_amplitude": motion_amplitude(path), **drifts}
+    means = {name: float(np.nanmean(report.chunks[name])) for name in NETWORKS if name in report.chunks}
+    return {"motion_amplitude": motion_amplitude(path), **means, **drifts}
 
 
 def table(name: str, results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -139,7 +147,7 @@ def table(name: str, results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     lines = []
     for frames, films in sorted(lengths.items()):
         line: dict[str, Any] = {"name": name, "frames": frames, "films": len(films), "source": "measured here"}
-        for column in ("fps", "motion_amplitude", *(f"drift_{x}" for x in DRIFTS)):
+        for column in MEANS:
             known = [film[column] for film in films if film.get(column) is not None]
             line[column] = sum(known) / len(known) if known else None
         line["rating"] = None if line["fps"] is None else min(BEST, math.ceil(line["fps"] / FPS_A_POINT))
@@ -157,16 +165,23 @@ def table(name: str, results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return lines + published
 
 
+def _columns(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """Those of ``COLUMNS`` without scores that no film has."""
+    absent = {name for name in NETWORKS if all(line.get(name) is None for line in lines)}
+    return [name for name in COLUMNS if name.removeprefix("drift_") not in absent]
+
+
 def as_csv(lines: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    text, columns = io.StringIO(newline=""), _columns(lines)
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({column: _cell(line.get(column)) for column in COLUMNS} for line in lines)
+    writer.writerows({column: _cell(line.get(column)) for column in columns} for line in lines)
     return text.getvalue()
 
 
 def as_markdown(lines: Sequence[dict[str, Any]]) -> str:
-    rows = [COLUMNS, ("---",) * len(COLUMNS), *([_cell(line.get(column)) for column in COLUMNS] for line in lines)]
+    columns = _columns(lines)
+    rows = [columns, ("---",) * len(columns), *([_cell(line.get(column)) for column in columns] for line in lines)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
@@ -190,6 +205,7 @@ def add_command(commands: Any) -> None:
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--device", help="cuda, cpu, mps (default: cuda where there is one)")
     command.add_argument("--dtype", choices=DTYPES, help="default: bfloat16, float32 on cpu")
+    add_clip_vision(command)
     command.set_defaults(run=_run)
 
 
@@ -205,9 +221,13 @@ def _run(options: argparse.Namespace) -> None:
         raise HeliosError(f"--output {options.output} cannot be made ({error.strerror}); choose another.") from None
     results = known_results(options.output / RESULTS, settings)
     pipeline.encode_prompt("")  # the first use reads the text encoder, which is no part of a film
+    models = ScoreModels.read(options.clip_vision, pipeline.device)
     for row in rows:
-        if (row.name, row.frames) not in results:
-            found = {"id": row.name, "frames": row.frames, **_film(pipeline, row, options), "settings": settings}
+        known = results.get((row.name, row.frames), {})
+        scores = models.of(row.prompt)
+        if not known or not set(scores.names) <= known.keys():
+            found = {"id": row.name, "frames": row.frames, **_film(pipeline, row, options, scores, known)}
+            found["settings"] = settings
             results[row.name, row.frames] = found
             with (options.output / RESULTS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(found) + "\n")
@@ -215,11 +235,21 @@ def _run(options: argparse.Namespace) -> None:
         for name, text in ((TABLE_CSV, as_csv(lines)), (TABLE_MARKDOWN, as_markdown(lines))):
             write_atomically(options.output / name, text.encode(), durable=False)
     print(as_markdown(lines), end="")
+    for name, why in scores.absent.items():
+        print(f"Not measured: {name} ({why}).")
 
 
-def _film(pipeline: HeliosPipeline, row: Row, options: argparse.Namespace) -> dict[str, Any]:
-    """Renders a row and measures it."""
+def _film(
+    pipeline: HeliosPipeline, row: Row, options: argparse.Namespace, scores: Scores, known: dict[str, Any]
+) -> dict[str, Any]:
+    """Figures of a row; its film is rendered unless ``known`` has figures of it that lack scores alone."""
     output = options.output / f"{row.name}_{row.frames}.mp4"
+    fps = known["fps"] if "fps" in known and output.is_file() else _render(pipeline, row, options, output)
+    return {"fps": fps, **measured(output, scores)}
+
+
+def _render(pipeline: HeliosPipeline, row: Row, options: argparse.Namespace, output: Path) -> float | None:
+    """Frames a second; None where a part of the film was found."""
     steps = sampling(options.steps)
     request = {
         "prompt": row.prompt,
@@ -236,7 +266,7 @@ def _film(pipeline: HeliosPipeline, row: Row, options: argparse.Namespace) -> di
         chunks = pipeline.stream(**request, on_step=bar.on_step, output_type="latent", take=take)
         write_film(pipeline, chunks, take, output, film, bar)
     seconds = time.monotonic() - begun
-    return measured(output, None if bar.progress.chunks_reused else seconds)
+    return None if bar.progress.chunks_reused else chunk_count(row.frames) * CHUNK_FRAMES / seconds
 
 
 def known_results(path: Path, settings: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:

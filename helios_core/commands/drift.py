@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import HeliosError
 from ..take.store import write_atomically
 from ..variants import CHUNK_FRAMES
+from ..video.drift.clip import ScoreModels
 from ..video.drift.plot import save_picture
 from ..video.drift.report import report_file
 
@@ -23,12 +24,24 @@ def add_command(commands: Any) -> None:
     )
     command.add_argument("--plot", action="store_true", help="also write a plot beside each file, NAME.drift.png")
     command.add_argument("--json", action="store_true", help="also write the figures beside each file, NAME.drift.json")
+    add_clip_vision(command)
+    command.add_argument("--prompt", help="the films' prompt, for the semantic score")
     command.set_defaults(run=_run)
 
 
+def add_clip_vision(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--clip-vision",
+        type=Path,
+        metavar="FOLDER",
+        help="a released CLIP ViT-L/14 folder and LAION's head are in it: aesthetic and semantic scores too",
+    )
+
+
 def _run(options: argparse.Namespace) -> None:
+    scores = ScoreModels.read(options.clip_vision).of(options.prompt)
     for file in options.files:
-        report = report_file(file, file.name, options.chunk_frames, options.prompt_changes)
+        report = report_file(file, file.name, options.chunk_frames, options.prompt_changes, scores)
         print(report.text())
         if options.plot:
             save_picture(report, file.with_name(f"{file.stem}.drift.png"))

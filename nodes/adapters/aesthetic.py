@@ -12,13 +12,12 @@ from torch import Tensor
 
 from ...helios_core.checkpoint.header import read_header
 from ...helios_core.errors import HeliosError, reason
-from ...helios_core.video.drift.aesthetic import AestheticHead, AestheticScore
+from ...helios_core.video.drift.aesthetic import heads
+from ...helios_core.video.drift.clip import ClipScores
 from ...helios_core.video.drift.report import ABSENT, Scores
 from .model_files import SINGLE_FILES
 
 FOLDER = "clip_vision"
-# LAION's are below 4 MB.
-LARGEST_HEAD = 16 * 2**20
 # Where a CLIP says how wide its embeddings are, and how many patches it sees: Hugging Face's names, then OpenAI's.
 LAYOUTS = (
     ("visual_projection.weight", 0, "vision_model.embeddings.position_embedding.weight"),
@@ -29,31 +28,24 @@ LAYOUTS = (
 def installed_scores() -> Scores:
     """What the models in models/clip_vision can measure, and why not what they cannot."""
     files = [Path(path) for name in folder_paths.get_filename_list(FOLDER) if (path := _path(name))]
-    heads = [head for file in files if (head := _head(file)) is not None]
-    for head in heads:
+    found = list(heads(files))
+    for head in found:
         fitting = sorted((patches, file) for file in files for width, patches in _clip(file) if width == head.width)
         if fitting:
             file = fitting[0][1]  # the fewest patches: heads are trained on 224 pixels, not on 336
             try:
-                return Scores(AestheticScore(_embedder(file), head), {"semantic": ABSENT["semantic"]})
+                return Scores(ClipScores(_embedder(file), head), {"semantic": ABSENT["semantic"]})
             # Core fails in whatever a damaged file meets first, and the report needs no score.
             except Exception as error:
                 return Scores(absent={**ABSENT, "aesthetic": f"{file.name} cannot be loaded: {reason(error)}"})
-    if heads:
-        why = f"no CLIP in models/{FOLDER} makes the {heads[0].width} numbers that the head there takes"
+    if found:
+        why = f"no CLIP in models/{FOLDER} makes the {found[0].width} numbers that the head there takes"
         return Scores(absent={**ABSENT, "aesthetic": why})
     return Scores()
 
 
 def _path(name: str) -> str | None:
     return folder_paths.get_full_path(FOLDER, name)
-
-
-def _head(file: Path) -> AestheticHead | None:
-    try:
-        return AestheticHead.read(file) if file.stat().st_size <= LARGEST_HEAD else None
-    except (HeliosError, OSError):
-        return None
 
 
 def _clip(file: Path) -> list[tuple[int, int]]:

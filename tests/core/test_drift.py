@@ -295,12 +295,15 @@ def test_a_score_of_another_network_is_one_more_measure(tmp_path):
     """Of every fourth frame; without it the report says what is missing."""
     asked = []
 
-    def bright(frame):
-        asked.append(frame)
-        return float(frame.mean()) / 25.5
+    class Bright:
+        names = ("aesthetic",)
+
+        def __call__(self, frame):
+            asked.append(frame)
+            return {"aesthetic": float(frame.mean()) / 25.5}
 
     darker = list(film(lambda image, t: image * (1 - 0.5 * t), frames=66))
-    scored = report_frames(darker, chunk_frames=33, scores=Scores(bright, {"semantic": "no"}))
+    scored = report_frames(darker, chunk_frames=33, scores=Scores(Bright(), {"semantic": "no"}))
     assert [frame.tolist() for frame in asked] == [frame.tolist() for frame in darker[::4]]
     means = [float(frame.mean()) / 25.5 for frame in darker[::4]]
     assert scored.chunks["aesthetic"] == pytest.approx([np.mean(means[:9]), np.mean(means[9:])], abs=1e-4)
@@ -311,7 +314,7 @@ def test_a_score_of_another_network_is_one_more_measure(tmp_path):
     assert "aesthetic" not in plain.chunks
     assert json.loads(plain.json())["not_measured"].keys() == {"aesthetic", "semantic"}
     assert "Not measured: aesthetic (it takes CLIP ViT-L/14 and LAION's head" in plain.text()
-    assert "Not measured: semantic (ViCLIP is not read)." in plain.text()
+    assert "Not measured: semantic (it takes the film's prompt and CLIP" in plain.text()
 
 
 @pytest.mark.parametrize("tensors", [

@@ -1,10 +1,10 @@
-"""The aesthetic score: a picture's CLIP embedding through LAION's head, 1 to 10."""
+"""LAION's aesthetic head: a picture's CLIP embedding to a score, 1 to 10."""
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,8 @@ from ...checkpoint.folder import existing_file
 from ...checkpoint.mapped import map_file
 from ...errors import HeliosError, reason
 
-# One frame for each of the latent's: CLIP takes longer for one than all other measures do, and an end of the shortest
-# film, 15 % of a chunk, still has one.
-EVERY = 4
+# LAION's are below 4 MB.
+LARGEST = 16 * 2**20
 _LAYER = re.compile(r"(?:.*?(\d+)\.)?(weight|bias)")
 
 Embed = Callable[[np.ndarray], Tensor]
@@ -78,12 +77,9 @@ class AestheticHead:
         return x.item()
 
 
-@dataclass(frozen=True)
-class AestheticScore:
-    """A frame's score."""
-
-    embed: Embed
-    head: AestheticHead
-
-    def __call__(self, frame: np.ndarray) -> float:
-        return self.head(self.embed(frame))
+def heads(files: Iterable[Path]) -> Iterator[AestheticHead]:
+    """Those of ``files`` that are aesthetic heads."""
+    for file in files:
+        with contextlib.suppress(HeliosError, OSError):
+            if file.stat().st_size <= LARGEST:
+                yield AestheticHead.read(file)

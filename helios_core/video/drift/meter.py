@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Mapping
 from types import ModuleType
+from typing import Protocol
 
 import numpy as np
 
 from ...errors import HeliosError
-from .aesthetic import EVERY
+
+# One frame for each of the latent's: CLIP takes longer for one than all other measures do, and an end of the shortest
+# film, 15 % of a chunk, still has one.
+EVERY = 4
 
 # The longer side at which motion is followed: 11 ms a frame of one core, against 50 at 640 pixels.
 FLOW_SIZE = 320
@@ -25,10 +29,16 @@ FARNEBACK = {
 }
 SMALLEST_FLOW = 16
 WHITE = 255.0
-SERIES = ("luma", "contrast", "saturation", "hue_x", "hue_y", "sharpness", "motion", "unpredicted", "aesthetic")
+SERIES = ("luma", "contrast", "saturation", "hue_x", "hue_y", "sharpness", "motion", "unpredicted")
 
-Score = Callable[[np.ndarray], float]
-"""A frame, uint8 [H,W,3] -> a number."""
+
+class Scorer(Protocol):
+    """A network that rates frames, uint8 [H,W,3]: a number for each of ``names``."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def __call__(self, frame: np.ndarray) -> Mapping[str, float]: ...
 
 
 def opencv() -> ModuleType:
@@ -43,7 +53,7 @@ def opencv() -> ModuleType:
 
 
 class DriftMeter:
-    """Measures frames as they come and keeps only the figures: 36 bytes a frame.
+    """Measures frames as they come and keeps only the figures: 32 bytes a frame, and 4 more a score.
 
     Of a frame, in shares of white where nothing else is said:
         luma: mean of the grey picture (Rec. 601).
@@ -55,14 +65,13 @@ class DriftMeter:
         motion: mean length of Farneback's optical flow, in pixels a frame.
         unpredicted: mean grey difference between the frame and the one before moved on as it had been moving, in grey
             levels: little while motion goes on, much at a seam or a cut.
-    Of every fourth frame, where a network for it is given; nan of the others:
-        aesthetic: what ``aesthetic`` says of it.
+    Of every fourth frame what ``scorer`` says, where there is one; nan of the others.
     """
 
-    def __init__(self, aesthetic: Score | None = None) -> None:
+    def __init__(self, scorer: Scorer | None = None) -> None:
         self._cv2 = opencv()
-        self._aesthetic = aesthetic
-        self._series = {name: array("f") for name in SERIES}
+        self._scorer = scorer
+        self._series = {name: array("f") for name in (*SERIES, *(scorer.names if scorer else ()))}
         self._grey: np.ndarray | None = None
         self._flow: np.ndarray | None = None
         self.width = self.height = 0
@@ -71,7 +80,7 @@ class DriftMeter:
         return len(self._series["luma"])
 
     def series(self, name: str) -> np.ndarray:
-        """One of ``SERIES``, a value a frame, float64."""
+        """One of ``SERIES`` or a score, a value a frame, float64."""
         return np.asarray(self._series[name], dtype=np.float64)
 
     def add(self, frame: np.ndarray) -> None:
@@ -90,8 +99,10 @@ class DriftMeter:
         add("hue_x", (red - (green + blue) / 2) / WHITE)
         add("hue_y", (green - blue) * 3**0.5 / 2 / WHITE)
         add("sharpness", cv2.meanStdDev(cv2.Laplacian(grey, cv2.CV_32F))[1][0, 0] ** 2)
-        scored = self._aesthetic is not None and (len(self) - 1) % EVERY == 0
-        add("aesthetic", self._aesthetic(frame) if self._aesthetic is not None and scored else float("nan"))
+        if self._scorer is not None:
+            scores = self._scorer(frame) if (len(self) - 1) % EVERY == 0 else {}
+            for name in self._scorer.names:
+                add(name, scores.get(name, float("nan")))
         self._follow(grey)
 
     def _follow(self, grey: np.ndarray) -> None:

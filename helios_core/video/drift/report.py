@@ -14,7 +14,7 @@ import numpy as np
 from ...errors import HeliosError
 from ...variants import CHUNK_FRAMES
 from ..reader import VideoReader
-from .meter import DriftMeter, Score
+from .meter import DriftMeter, Scorer
 
 # HeliosBench: drift is the difference between the first and the last 15 % of frames.
 ENDS = 0.15
@@ -48,13 +48,13 @@ MEASURES = (
     Measure("sharpness", "grey levels squared", 1.0, share=0.3, digits=1),
     Measure("motion", "pixels a frame", 0.5, share=0.5, digits=2),
 )
-AESTHETIC = Measure("aesthetic", "of 10", 0.5, digits=2)
+SCORES = (Measure("aesthetic", "of 10", 0.5, digits=2), Measure("semantic", "cosine of frame and prompt", 0.03))
 SEAM = Measure("seam", "times the inside of a chunk", STRONG_SEAM, digits=2)
 
 
 ABSENT = {
-    "aesthetic": "it takes CLIP ViT-L/14 and LAION's head in ComfyUI's models/clip_vision",
-    "semantic": "ViCLIP is not read",
+    "aesthetic": "it takes CLIP ViT-L/14 and LAION's head, in ComfyUI's models/clip_vision or by --clip-vision",
+    "semantic": "it takes the film's prompt and CLIP, on the command line by --clip-vision",
 }
 
 
@@ -62,8 +62,13 @@ ABSENT = {
 class Scores:
     """What other networks measure of a film, and why not what they do not."""
 
-    aesthetic: Score | None = None
+    scorer: Scorer | None = None
     absent: Mapping[str, str] = field(default_factory=lambda: ABSENT)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the scores that are measured."""
+        return self.scorer.names if self.scorer else ()
 
 
 NO_SCORES = Scores()
@@ -182,6 +187,7 @@ def report_file(
     name: str = "video",
     chunk_frames: int = CHUNK_FRAMES,
     prompt_changes: Sequence[int] = (),
+    scores: Scores = NO_SCORES,
 ) -> DriftReport:
     """Measures a video file, frame by frame in constant memory.
 
@@ -189,7 +195,7 @@ def report_file(
         HeliosError: OpenCV is absent, or the file cannot be read.
     """
     with VideoReader(source) as reader:
-        return report_video(reader, name, chunk_frames, prompt_changes)
+        return report_video(reader, name, chunk_frames, prompt_changes, scores=scores)
 
 
 def report_video(
@@ -227,7 +233,7 @@ def report_frames(
 def _measured(frames: Iterable[np.ndarray], chunk_frames: int, scores: Scores) -> DriftMeter:
     if chunk_frames < 2:
         raise HeliosError(f"chunk_frames={chunk_frames} must be at least 2; a Helios chunk is {CHUNK_FRAMES} frames.")
-    meter = DriftMeter(scores.aesthetic)
+    meter = DriftMeter(scores.scorer)
     for frame in frames:
         meter.add(frame)
     return meter
@@ -242,7 +248,7 @@ def _report(
     notes: list[str],
     scores: Scores,
 ) -> DriftReport:
-    measures = MEASURES if scores.aesthetic is None else (*MEASURES, AESTHETIC)
+    measures = (*MEASURES, *(score for score in SCORES if score.name in scores.names))
     series = {m.name: meter.series(m.name) for m in measures if m.name != "hue"}
     # Across a border the motion is the seam's.
     series["motion"][::chunk_frames] = np.nan
