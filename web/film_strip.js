@@ -10,6 +10,7 @@ import { ownWidget, planOf, setWidget, writeRows } from './lib/plan.js'
 import { versionGraph, versionsOf } from './lib/rolls.js'
 import { randomSeed, withSeedChange } from './lib/seeds.js'
 import { FilmStrip, STRIP_HEIGHT } from './lib/strip.js'
+import { words } from './lib/texts.js'
 
 /** @typedef {import('./lib/takes.js').TakeState} TakeState */
 /** @typedef {import('./lib/versions.js').Version} Version */
@@ -62,7 +63,7 @@ function redo(node, take, chunk) {
   const refusal = changeSeed(node, take, chunk, randomSeed())
   if (refusal) return refusal
   void app.queuePrompt(0, 1)
-  return `Queued again from chunk ${chunk + 1} on, with another seed.`
+  return words('redone', { chunk: chunk + 1 })
 }
 
 /**
@@ -75,9 +76,9 @@ function redo(node, take, chunk) {
  */
 function changeSeed(node, take, chunk, changed) {
   const widget = ownWidget(node, 'seed_changes')
-  if (!widget) return 'seed_changes is connected to another node; change it there.'
+  if (!widget) return words('linked')
   const text = withSeedChange(String(widget.value ?? ''), chunk, changed)
-  if (text === null) return "seed_changes cannot be read; write it like '7: 123', or empty it."
+  if (text === null) return words('unreadable')
   setWidget(widget, text)
   // A seed that changes after each queue would otherwise change the chunks before as well.
   const seed = ownWidget(node, 'seed')
@@ -98,7 +99,7 @@ async function roll(take, chunk, count) {
     const refusal = await queueGraph(versionGraph(output, take, chunk), workflow)
     if (refusal) return refusal
   }
-  return `Queued: ${count} versions of chunk ${chunk + 1}.`
+  return words('rolled', { count, chunk: chunk + 1 })
 }
 
 /**
@@ -123,7 +124,7 @@ const changes = (node) => ({
   pick: (/** @type {TakeState} */ take, /** @type {number} */ chunk, /** @type {Version} */ version) => {
     const refusal = changeSeed(node, take, chunk, version.seed)
     if (!refusal) void app.queuePrompt(0, 1)
-    return refusal || `Queued: the film goes on from this version of chunk ${chunk + 1}.`
+    return refusal || words('picked', { chunk: chunk + 1 })
   },
   clear: async (/** @type {TakeState[]} */ spares) => {
     for (const take of spares) await deleteTake(take)

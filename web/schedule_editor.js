@@ -4,6 +4,7 @@
 
 import { app } from '../../scripts/app.js'
 import { findProblem, formatSchedule, parseSchedule } from './lib/schedule.js'
+import { wordsOf } from './lib/texts.js'
 
 /**
  * @typedef {import('./lib/schedule.js').Row} Row
@@ -19,37 +20,7 @@ const ROWS_SHOWN = 4
 const [ROW_HEIGHT, FRAME_HEIGHT] = [52, 62]
 const FIRST_SIZE = [440, 520]
 
-/** @type {Record<string, Record<string, string>>} */
-const TEXTS = {
-  en: {
-    chunk: 'chunk',
-    seconds: 'seconds',
-    prompt: 'prompt',
-    add: '+ Add a row',
-    remove: 'Remove this row',
-    move: 'Drag, or press an arrow key, to move the prompt',
-    seconds_hint: 'Where the row begins at 24 fps; a chunk is 1.375 s',
-    linked: 'The text comes from another node: change the rows there.',
-    before: 'The text begins with “{start}”, which belongs to no row. Begin it with “0: ” in the box above.',
-    not_zero: 'Row 1 begins at chunk {first}. The first row begins at 0.',
-    overlap: 'Row {row} begins at chunk {first}, but row {other} begins at {previous}. Let row {row} begin at {next} or later.',
-    empty: 'Row {row} has no prompt yet. Write one, or remove the row.',
-  },
-  zh: {
-    chunk: '分块',
-    seconds: '秒',
-    prompt: '提示词',
-    add: '+ 添加一行',
-    remove: '删除此行',
-    move: '拖动或按方向键移动提示词',
-    seconds_hint: '此行开始的时间（24 fps），一个分块为 1.375 秒',
-    linked: '文本来自另一个节点，请在那里修改。',
-    before: '文本开头的“{start}”不属于任何一行，请在上方文本框中以“0: ”开头。',
-    not_zero: '第 1 行从分块 {first} 开始；第一行必须从 0 开始。',
-    overlap: '第 {row} 行从分块 {first} 开始，而第 {other} 行从 {previous} 开始。请将第 {row} 行改为 {next} 或更大。',
-    empty: '第 {row} 行还没有提示词，请填写或删除此行。',
-  },
-}
+const words = wordsOf('schedule')
 
 const STYLE = `
 .helios-schedule { display: flex; flex-direction: column; gap: 4px; box-sizing: border-box; height: 100%; min-height: 0;
@@ -80,13 +51,6 @@ const STYLE = `
     color: var(--input-text); background: var(--comfy-input-bg); }
   [hidden] { display: none; }
 }`
-
-/** @param {string} key @param {Record<string, string | number>} [values] */
-function words(key, values = {}) {
-  const locale = String(app.extensionManager?.setting?.get('Comfy.Locale') ?? 'en')
-  const text = (locale.startsWith('zh') ? TEXTS.zh : TEXTS.en)[key]
-  return text.replace(/\{(\w+)\}/g, (_, name) => String(values[name]))
-}
 
 /**
  * @template {keyof HTMLElementTagNameMap} K

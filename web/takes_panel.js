@@ -4,9 +4,10 @@ import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
 import { addStyle } from './lib/dom.js'
 import { enlarge } from './lib/enlarged.js'
-import { deleteTake, GONE, partAddress, queuedGraph, resumeTake, stripHost, takes } from './lib/page.js'
+import { deleteTake, partAddress, queuedGraph, resumeTake, stripHost, takes } from './lib/page.js'
 import { TakesPanel } from './lib/panel.js'
 import { FilmStrip } from './lib/strip.js'
+import { words, wordsOf } from './lib/texts.js'
 
 /** @typedef {import('./lib/takes.js').TakeState} TakeState */
 /** @typedef {import('./lib/panel.js').Summary} Summary */
@@ -25,7 +26,7 @@ async function list() {
 /** @param {Summary} summary @returns {Promise<string | void>} */
 async function open(summary) {
   const response = await api.fetchApi(`/helios/takes/${summary.id}`)
-  if (response.status !== 200) return GONE
+  if (response.status !== 200) return words('gone')
   /** @type {TakeState} */
   const take = (await response.json()).take
   const strip = new FilmStrip({ ...stripHost, enlarge })
@@ -46,7 +47,7 @@ async function open(summary) {
 /** @param {Summary} take @returns {Promise<string | void>} */
 async function load(take) {
   const queued = await queuedGraph(take)
-  if (!queued) return GONE
+  if (!queued) return words('gone')
   if (queued.workflow) await app.loadGraphData(queued.workflow, true, true, take.name)
   else await app.loadApiJson(queued.prompt, take.name)
   return undefined
@@ -66,7 +67,7 @@ app.registerExtension({
       id: 'helios-takes',
       icon: 'pi pi-video',
       title: 'Helios',
-      tooltip: 'Helios takes',
+      tooltip: wordsOf('panel')('title'),
       type: 'custom',
       render(/** @type {HTMLElement} */ element) {
         const picture = (/** @type {Summary} */ take, /** @type {number} */ chunk) => partAddress(take, chunk, 'thumbnail')

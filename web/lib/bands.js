@@ -1,6 +1,7 @@
 // The prompts of a film as coloured bands over its chunks: borders are dragged, texts edited in place.
 
 import { element } from './dom.js'
+import { words } from './texts.js'
 
 /** @typedef {import('./timeline.js').TimelineModel} TimelineModel */
 /**
@@ -18,7 +19,7 @@ export class Bands {
     this.host = host
     this.root = element('div', 'bands')
     this.root.setAttribute('role', 'group')
-    this.root.setAttribute('aria-label', 'Prompts')
+    this.root.setAttribute('aria-label', words('prompts'))
     this._shown = ''
     this._width = 1
     /** @type {TimelineModel | null} */
@@ -50,14 +51,14 @@ export class Bands {
     const [from, to] = this._span(row)
     if (from === to) return []
     const text = model.rows[row][1]
-    const band = element('button', 'band', element('span', 'band-text', text || '(no prompt)'))
+    const band = element('button', 'band', element('span', 'band-text', text || words('no_prompt')))
     band.type = 'button'
     band.style.left = `${from * this._width}px`
     band.style.width = `${(to - from) * this._width}px`
     band.style.setProperty('--helios-hue', String((205 + row * HUE_STEP) % 360))
     band.dataset.row = String(row)
     band.toggleAttribute('data-waiting', Boolean(model.waiting?.includes(model.rows[row][0])))
-    band.title = model.editable ? `${text}\n\nDouble-click to edit.` : text
+    band.title = model.editable ? `${text}\n\n${words('edit')}` : text
     band.ondblclick = () => this.edit(row)
     band.onkeydown = (event) => {
       if (event.key !== 'Enter') return
@@ -74,11 +75,11 @@ export class Bands {
     border.tabIndex = 0
     border.dataset.row = String(row)
     border.style.left = `${at * this._width}px`
-    border.title = 'Drag, or press an arrow key, to move where this prompt begins'
+    border.title = words('move_border')
     const [least, most] = [model.rows[row - 1][0] + 1, (model.rows[row + 1]?.[0] ?? model.first + model.count) - 1]
     for (const [name, value] of Object.entries({
       role: 'slider',
-      'aria-label': `Where prompt ${row + 1} begins, by chunk`,
+      'aria-label': words('border', { row: row + 1 }),
       'aria-valuemin': least + 1,
       'aria-valuemax': most + 1,
       'aria-valuenow': model.rows[row][0] + 1
@@ -139,7 +140,7 @@ export class Bands {
     const [from] = this._span(row)
     field.style.left = `${from * this._width}px`
     field.value = text
-    field.setAttribute('aria-label', `Prompt ${row + 1}`)
+    field.setAttribute('aria-label', words('prompt', { row: row + 1 }))
     let open = true
     const close = (/** @type {boolean} */ write) => {
       if (!open) return

@@ -1,6 +1,7 @@
 // One chunk on the timeline.
 
 import { element } from './dom.js'
+import { words } from './texts.js'
 
 /** @typedef {import('./takes.js').ChunkState} ChunkState */
 /** @typedef {{ seed: string | number | undefined, stale: boolean }} Marks */
@@ -16,7 +17,7 @@ export class Cell {
     this._number = element('span', 'cell-number', String(chunk + 1))
     this._seed = element('span', 'cell-seed', '◆')
     this._reused = element('span', 'cell-reused', '⟲')
-    this._drift = element('span', 'cell-drift', 'drift')
+    this._drift = element('span', 'cell-drift', words('drift'))
     const marks = [this._fill, this._note, this._number, this._seed, this._reused, this._drift]
     for (const mark of marks) mark.setAttribute('aria-hidden', 'true')
     // What the marks say, in words for those who do not see them.
@@ -61,12 +62,12 @@ export class Cell {
     const steps = kind === 'sampling' && state?.step && state.total ? state.step / state.total : 0
     this._fill.style.width = `${kind === 'decoding' ? 100 : 100 * steps}%`
     this._fill.dataset.stage = String(state?.stage ?? 0)
-    this._note.textContent = steps ? `${state?.step}/${state?.total}` : kind === 'decoding' ? 'decoding' : ''
-    const words = [`Chunk ${this.chunk + 1}`, kind, ...(state?.reused ? ['from the store'] : [])]
-    if (seed !== undefined) words.push(`seed ${seed} from here on`)
-    if (state?.anti_drift) words.push('anti-drift stepped in after it')
-    if (stale) words.push('the next run makes it anew')
-    this.root.title = this._words.textContent = words.join(', ')
+    this._note.textContent = steps ? `${state?.step}/${state?.total}` : kind === 'decoding' ? words(kind) : ''
+    const said = [words('chunk', { chunk: this.chunk + 1 }), words(kind), ...(state?.reused ? [words('reused')] : [])]
+    if (seed !== undefined) said.push(words('seed', { seed }))
+    if (state?.anti_drift) said.push(words('drifted'))
+    if (stale) said.push(words('stale'))
+    this.root.title = this._words.textContent = said.join(', ')
     this._showPicture(kind === 'finished' ? thumbnail : null)
   }
 
@@ -86,6 +87,6 @@ export class Cell {
   failed(target) {
     if (target !== this._picture || !this._picture) return
     this._picture.hidden = true
-    this._note.textContent = 'no picture'
+    this._note.textContent = words('no_picture')
   }
 }

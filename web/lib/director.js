@@ -4,6 +4,8 @@ import { button, element, filmLength } from './dom.js'
 import { chunkSeconds } from './takes.js'
 import { wordsOf } from './texts.js'
 
+const words = wordsOf('director')
+
 /** @typedef {import('./takes.js').TakeState} TakeState */
 /** @typedef {{ direction: number, do: string, chunk: number, text?: string }} Pending a direction that no chunk has used */
 /**
@@ -20,7 +22,6 @@ import { wordsOf } from './texts.js'
 /**
  * @typedef {object} DirectorHost
  * @property {(take: TakeState, direction: object) => Promise<Answer>} [direct]
- * @property {() => string} [locale] of the page
  */
 
 export class Director {
@@ -30,21 +31,20 @@ export class Director {
     this.say = say
     /** @type {TakeState | null} */
     this._take = null
-    this._words = wordsOf('director', host.locale?.() ?? 'en')
     this._field = element('input', 'direct-field')
-    Object.assign(this._field, { type: 'text', placeholder: this._words('field') })
-    this._field.setAttribute('aria-label', this._words('field'))
+    Object.assign(this._field, { type: 'text', placeholder: words('field') })
+    this._field.setAttribute('aria-label', words('field'))
     this._from = element('input', 'direct-from')
-    Object.assign(this._from, { type: 'number', placeholder: this._words('next') })
-    this._undo = button(this._words('undo'), this._words('undoes'), 'undo')
+    Object.assign(this._from, { type: 'number', placeholder: words('next') })
+    this._undo = button(words('undo'), words('undoes'), 'undo')
     this._pause = button('', '', 'pause')
     const buttons = [
-      button(this._words('send'), this._words('sends'), 'prompt'),
+      button(words('send'), words('sends'), 'prompt'),
       this._undo,
       this._pause,
-      button(this._words('stop'), this._words('stops'), 'stop')
+      button(words('stop'), words('stops'), 'stop')
     ]
-    const from = element('label', 'direct-label', this._words('from'), this._from)
+    const from = element('label', 'direct-label', words('from'), this._from)
     this._waiting = element('div', 'direct-waiting')
     const line = element('div', 'direct-line', this._field, from, ...buttons)
     this.root = element('div', 'direct', line, this._waiting)
@@ -73,10 +73,10 @@ export class Director {
     this._from.min = String(state.next_chunk + 1)
     this._undo.disabled = !state.pending.length
     const action = state.paused ? 'continue' : 'pause'
-    Object.assign(this._pause, { textContent: this._words(action), title: this._words(`${action}s`) })
+    Object.assign(this._pause, { textContent: words(action), title: words(`${action}s`) })
     this._pause.dataset.action = action
     const lines = state.pending.map(({ do: kind, chunk, text }) =>
-      this._words('waits', { chunk: chunk + 1, second: this._second(take, chunk), text: text ?? this._words(kind) })
+      words('waits', { chunk: chunk + 1, second: this._second(take, chunk), text: text ?? words(kind) })
     )
     this._waiting.replaceChildren(...lines.map((text) => element('div', '', text)))
   }
@@ -96,7 +96,7 @@ export class Director {
     const chunk = this._from.valueAsNumber - 1
     const next = this._take?.directing?.next_chunk ?? 0
     if (!text) this._field.focus()
-    else if (chunk < next) this.say(this._words('begun', { chunk: next + 1 }))
+    else if (chunk < next) this.say(words('begun', { chunk: next + 1 }))
     else if (await this.direct({ do: action, text, ...(chunk >= 0 ? { chunk } : {}) }))
       this._field.value = this._from.value = ''
   }
@@ -106,7 +106,7 @@ export class Director {
     const take = this._take
     if (!take || !this.host.direct) return false
     const { error, chunk } = await this.host.direct(take, direction)
-    const settled = chunk === undefined ? '' : this._words('settled', { chunk: chunk + 1, second: this._second(take, chunk) })
+    const settled = chunk === undefined ? '' : words('settled', { chunk: chunk + 1, second: this._second(take, chunk) })
     this.say(error ?? settled)
     return !error
   }

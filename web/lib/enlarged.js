@@ -1,6 +1,7 @@
 // A strip over the whole window: a dialog that takes it from its node and gives it back.
 
 import { button, element } from './dom.js'
+import { words } from './texts.js'
 
 /** @typedef {import('./strip.js').FilmStrip} FilmStrip */
 
@@ -16,7 +17,7 @@ export function enlarge(strip, closed) {
     return
   }
   const dialog = element('dialog', 'strip-dialog', strip.inner)
-  dialog.setAttribute('aria-label', 'Film strip')
+  dialog.setAttribute('aria-label', words('strip'))
   dialog.onclose = () => {
     strip.root.append(strip.inner)
     dialog.remove()
@@ -31,7 +32,7 @@ export function enlarge(strip, closed) {
 
 /** @param {FilmStrip} strip @returns {HTMLButtonElement} for a strip that is never in a node */
 export function closeButton(strip) {
-  const made = button('✕', 'Close', 'close')
+  const made = button('✕', words('close'), 'close')
   made.onclick = () => strip.inner.closest('dialog')?.close()
   return made
 }

@@ -1,6 +1,5 @@
 // What Helios Load Model says, in English and Chinese.
 
-import { locale } from './page.js'
 import { wordsOf } from './texts.js'
 
 /**
@@ -22,8 +21,7 @@ import { wordsOf } from './texts.js'
  * @property {string} message why it failed
  */
 
-/** @param {string} key @param {Record<string, string | number>} [values] */
-export const words = (key, values) => wordsOf('model', locale())(key, values)
+export const words = wordsOf('model')
 
 /** @param {Model} model */
 export function sizeOf(model) {

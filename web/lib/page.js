@@ -3,10 +3,9 @@
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
 import { Takes } from './takes.js'
+import { speak, words } from './texts.js'
 
 /** @typedef {import('./takes.js').TakeState} TakeState */
-
-export const GONE = 'The store no longer has this take.'
 
 export const takes = new Takes(async () => {
   try {
@@ -18,8 +17,7 @@ export const takes = new Takes(async () => {
   }
 })
 
-/** The page's language. */
-export const locale = () => String(app.extensionManager?.setting?.get('Comfy.Locale') ?? 'en')
+speak(() => String(app.extensionManager?.setting?.get('Comfy.Locale') ?? 'en'))
 
 /** @param {{ id: string, rolls?: number }} take @param {number} chunk @param {'thumbnail' | 'video'} part */
 export const partAddress = (take, chunk, part) =>
@@ -54,9 +52,9 @@ export async function queuedGraph(take) {
  */
 export async function resumeTake(take) {
   const queued = await queuedGraph(take)
-  if (!queued) return `${GONE} Queue its workflow again.`
+  if (!queued) return words('queue_again')
   const refusal = await queueGraph(queued.prompt, queued.workflow)
-  return refusal || 'Queued: it goes on at the first missing chunk.'
+  return refusal || words('continued')
 }
 
 /**
@@ -90,11 +88,11 @@ export async function deleteTake(take) {
     takes.forget(take.id)
     return undefined
   }
-  return response.status === 204 ? GONE : (await response.json()).error
+  return response.status === 204 ? words('gone') : (await response.json()).error
 }
 
 /** What every strip asks of the page. */
-export const stripHost = { address: partAddress, filmAddress, streamAddress, exists, resume: resumeTake, direct, locale }
+export const stripHost = { address: partAddress, filmAddress, streamAddress, exists, resume: resumeTake, direct }
 
 /** Queues a graph in API format. @param {object} prompt @param {object | null} workflow @returns {Promise<string>} why not */
 export async function queueGraph(prompt, workflow) {
@@ -102,7 +100,7 @@ export async function queueGraph(prompt, workflow) {
     await api.queuePrompt(0, { output: prompt, workflow: workflow ?? {} })
     return ''
   } catch (error) {
-    return `ComfyUI refused it: ${error instanceof Error ? error.message : error}`
+    return words('refused', { error: error instanceof Error ? error.message : String(error) })
   }
 }
 

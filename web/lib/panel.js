@@ -1,7 +1,8 @@
 // The panel of takes: every take that the store remembers, with a picture, its size and what can be done with it.
 
 import { button, element, fileSize, filmLength } from './dom.js'
-import { STATUS } from './words.js'
+import { wordsOf } from './texts.js'
+import { statusText } from './words.js'
 
 /** @typedef {import('./takes.js').TakeState} TakeState */
 /** @typedef {Omit<TakeState, 'chunks'> & { bytes: number, updated: string, finished: number, cover: number | null }} Summary */
@@ -17,8 +18,7 @@ import { STATUS } from './words.js'
  * @property {(take: Summary) => Promise<string | void>} remove deletes it from the store
  */
 
-const EMPTY = 'No takes yet. Each film that Helios Render Video makes is listed here.'
-const AWAY = 'ComfyUI is away.'
+const words = wordsOf('panel')
 
 export class TakesPanel {
   /** @param {PanelHost} host */
@@ -29,9 +29,9 @@ export class TakesPanel {
     this._status.setAttribute('role', 'status')
     this._list = element('ul', 'panel-list')
     this._size = element('span', 'panel-size')
-    const again = button('⟳', 'Read the list again', 'refresh')
+    const again = button('⟳', words('refresh'), 'refresh')
     again.onclick = () => void this.refresh()
-    const head = element('div', 'panel-head', element('h2', 'panel-title', 'Helios takes'), this._size, again)
+    const head = element('div', 'panel-head', element('h2', 'panel-title', words('title')), this._size, again)
     this.root = element('div', 'panel', head, this._status, this._list)
     this._list.addEventListener('error', (event) => {
       if (event.target instanceof HTMLImageElement) event.target.style.visibility = 'hidden'
@@ -43,9 +43,9 @@ export class TakesPanel {
     const library = await this.host.list()
     if (asked !== this._asked) return
     const takes = library?.takes ?? []
-    this._size.textContent = library ? `${fileSize(library.bytes)} in the store` : ''
+    this._size.textContent = library ? words('size', { size: fileSize(library.bytes) }) : ''
     this._list.replaceChildren(...takes.map((take) => this._item(take)))
-    this._say(library ? (takes.length ? '' : EMPTY) : AWAY)
+    this._say(library ? (takes.length ? '' : words('empty')) : words('away'))
   }
 
   /** @param {string} sentence */
@@ -58,7 +58,7 @@ export class TakesPanel {
   _item(take) {
     const cover = element('button', 'panel-cover')
     cover.type = 'button'
-    cover.setAttribute('aria-label', `Play ${take.name}`)
+    cover.setAttribute('aria-label', words('plays', { name: take.name }))
     cover.dataset.action = 'open'
     if (take.cover !== null) {
       const picture = element('img')
@@ -66,7 +66,7 @@ export class TakesPanel {
       cover.append(picture)
     }
     const seconds = filmLength(take.progress.film_seconds)
-    const done = `${take.finished} of ${take.num_chunks} chunks, ${STATUS[take.status]}`
+    const done = words('state', { done: take.finished, count: take.num_chunks, status: statusText(take.status) })
     const numbers = `${seconds} · ${take.width}×${take.height} · ${fileSize(take.bytes)} · ${when(take.updated)}`
     const text = element(
       'div',
@@ -85,13 +85,14 @@ export class TakesPanel {
 
   /** @param {Summary} take */
   _actions(take) {
-    const resume = button('Continue', `Queue ${take.name} again; it goes on at the first missing chunk`, 'resume')
-    const load = button('Workflow', `Open the workflow of ${take.name}`, 'load')
-    const remove = button('Delete', `Delete ${take.name} from the store; its film in the output folder stays`, 'remove')
+    const name = { name: take.name }
+    const resume = button(words('continue'), words('continues', name), 'resume')
+    const load = button(words('load'), words('loads', name), 'load')
+    const remove = button(words('remove'), words('removes', name), 'remove')
     resume.hidden = !take.resumable || !['interrupted', 'failed'].includes(take.status)
     load.hidden = !take.resumable
     remove.disabled = take.status === 'running'
-    return element('div', 'panel-actions', button('Play', `Play ${take.name}`, 'open'), resume, load, remove)
+    return element('div', 'panel-actions', button(words('play'), words('plays', name), 'open'), resume, load, remove)
   }
 
   /** @param {MouseEvent} event @param {Summary} take */
@@ -102,10 +103,10 @@ export class TakesPanel {
     if (action === 'remove' && !target.dataset.sure) {
       // A second press within a moment; a dialog would be one more thing to read.
       target.dataset.sure = 'true'
-      target.textContent = `Free ${fileSize(take.bytes)}?`
+      target.textContent = words('sure', { size: fileSize(take.bytes) })
       target.onblur = () => {
         delete target.dataset.sure
-        target.textContent = 'Delete'
+        target.textContent = words('remove')
       }
       return
     }

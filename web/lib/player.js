@@ -2,6 +2,7 @@
 // at work while there is nothing to play.
 
 import { button, clock, element, filmLength } from './dom.js'
+import { words } from './texts.js'
 
 /**
  * A part of the film, by seconds of the film.
@@ -18,8 +19,6 @@ import { button, clock, element, filmLength } from './dom.js'
  * @property {(seconds: number) => void} moved to another second of the film
  */
 
-const GONE = 'This part is no longer in the store. Queue the workflow again to make it again.'
-const UNPLAYABLE = 'This browser cannot play the codec of this film; h264 plays everywhere.'
 const FRAME_SECONDS = 1 / 24
 // Two chunks: less is the newest one, and what comes in while it plays.
 const LEAST_LAG = 3
@@ -44,13 +43,13 @@ export class Player {
     this._picture.alt = ''
     this._text = element('div', 'player-text')
     this.screen = element('div', 'player-screen', ...this._videos, this._picture, this._text)
-    this._toggle = button('▶', 'Play (space)', 'play')
-    this._sound = button('♪', 'Sound', 'sound')
+    this._toggle = button('▶', words('play'), 'play')
+    this._sound = button('♪', words('sound'), 'sound')
     this._range = element('input', 'player-range')
     Object.assign(this._range, { type: 'range', min: '0', step: String(FRAME_SECONDS), value: '0' })
-    this._range.setAttribute('aria-label', 'Position in the film')
+    this._range.setAttribute('aria-label', words('position'))
     this._time = element('span', 'player-time')
-    this._live = button('● Live', 'Go to the newest chunk', 'live')
+    this._live = button(words('live'), words('follows'), 'live')
     this.controls = element('div', 'player-controls', this._toggle, this._range, this._time, this._live, this._sound)
     this.root = element('div', 'player', this.screen, this.controls)
     this._toggle.onclick = () => this.toggle()
@@ -66,13 +65,13 @@ export class Player {
   _video() {
     const video = element('video', 'player-video')
     Object.assign(video, { playsInline: true, preload: 'auto', hidden: true })
-    video.setAttribute('aria-label', 'Film')
+    video.setAttribute('aria-label', words('film'))
     video.ontimeupdate = () => this._moved(video)
     video.onended = () => this._ended(video)
     video.onerror = () => {
       if (!this._is(video)) return
       if (this._shown?.growing) this._shown.growing.failed()
-      else this.say(UNPLAYABLE)
+      else this.say(words('unplayable'))
     }
     return video
   }
@@ -140,7 +139,7 @@ export class Player {
     this.host.moved(this.seconds)
     const there = this._videos.find((video) => video.dataset.address === source.address)
     if (!there && !source.growing && !(await this.host.exists(source.address))) {
-      if (asked === this._asked) this.say(GONE)
+      if (asked === this._asked) this.say(words('part_gone'))
       return
     }
     if (asked !== this._asked) return
@@ -238,14 +237,14 @@ export class Player {
 
   _drawTime() {
     this._toggle.textContent = this.wants ? '❚❚' : '▶'
-    this._toggle.setAttribute('aria-label', this.wants ? 'Pause (space)' : 'Play (space)')
+    this._toggle.setAttribute('aria-label', words(this.wants ? 'pause' : 'play'))
     this._range.value = String(this.seconds)
     const text = `${clock(Math.floor(this.seconds))} / ${clock(this.length)}`
     this._time.textContent = text
     this._range.setAttribute('aria-valuetext', text)
     this._live.hidden = !this._grows || !this.sources.length
     const behind = (this.sources.at(-1)?.to ?? 0) - this.seconds
-    this._live.textContent = `● Live${behind > LEAST_LAG ? ` −${filmLength(behind)}` : ''}`
+    this._live.textContent = `${words('live')}${behind > LEAST_LAG ? ` −${filmLength(behind)}` : ''}`
   }
 
   /** Another take: nothing of the last one stays. @param {string} text */

@@ -8,6 +8,7 @@ import { GrowingFilm } from './growing.js'
 import { staleFrom } from './plan.js'
 import { Player } from './player.js'
 import { chunkSeconds, finishedChunks, rowIndexAt } from './takes.js'
+import { words } from './texts.js'
 import { Timeline } from './timeline.js'
 import { Versions } from './versions.js'
 import { progressLine } from './words.js'
@@ -35,8 +36,6 @@ import { progressLine } from './words.js'
 
 /** Least height of a strip in a node, in units of the graph: it is there before the first take, and stays. */
 export const STRIP_HEIGHT = 306
-const IDLE = 'Press Run: the film appears here.'
-const NO_SCHEDULE = 'To split the film, connect Helios Prompt Schedule (Text) to positive.'
 
 export class FilmStrip {
   /** @param {StripHost} host */
@@ -74,11 +73,11 @@ export class FilmStrip {
     this.player.screen.append(this.versions.root)
     this._caption = element('span', 'strip-caption')
     this._buttons = {
-      resume: button('Continue', 'Queue this take again; it goes on at the first missing chunk', 'resume'),
-      redo: button('↻ Roll again', 'Render again from the chosen chunk on, with another seed (R)', 'redo'),
-      roll: button('3 versions', 'Make three versions of the chosen chunk, to pick one', 'roll'),
-      split: button('Split', 'Begin another prompt at the chosen chunk (S)', 'split'),
-      enlarge: button('⤢', 'Show over the whole window', 'enlarge')
+      resume: button(words('continue'), words('continues'), 'resume'),
+      redo: button(words('redo'), words('redoes'), 'redo'),
+      roll: button(words('versions'), words('makes_versions'), 'roll'),
+      split: button(words('split'), words('splits'), 'split'),
+      enlarge: button('⤢', words('enlarges'), 'enlarge')
     }
     this._actions = element('div', 'strip-actions', this._caption, ...Object.values(this._buttons))
     this.inner = element(
@@ -98,7 +97,7 @@ export class FilmStrip {
     this.inner.addEventListener('keydown', (event) => this._pressed(event))
     // Errors of pictures do not bubble: one listener sees them all on their way down.
     this.inner.addEventListener('error', (event) => this.timeline.failed(event.target), true)
-    this.player.reset(IDLE)
+    this.player.reset(words('idle'))
     this._draw()
   }
 
@@ -111,7 +110,7 @@ export class FilmStrip {
       this._film = null
       this._growing = null
       this.versions.close()
-      this.player.reset(take.status === 'running' ? '' : 'Choose a chunk to play it.')
+      this.player.reset(take.status === 'running' ? '' : words('choose'))
       this._chosen = take.first_chunk
       this.timeline.chosen = take.first_chunk
       this.inner.style.setProperty('--helios-aspect', `${take.width} / ${take.height}`)
@@ -174,14 +173,14 @@ export class FilmStrip {
   /** @param {TakeState | null} take */
   _drawHead(take) {
     const done = take ? finishedChunks(take) : 0
-    this._title.textContent = take ? progressLine(take) : 'Film strip'
-    const numbers = take ? [`${filmLength(take.progress.film_seconds)} of film`] : []
+    this._title.textContent = take ? progressLine(take) : words('strip')
+    const numbers = take ? [words('of_film', { length: filmLength(take.progress.film_seconds) })] : []
     if (take?.progress.fps) {
       const { fps } = take.progress
-      numbers.push(`${fps.toFixed(fps < 10 ? 2 : 1)} fps`, `${(fps / take.film_fps).toFixed(2)}× real time`)
+      numbers.push(`${fps.toFixed(fps < 10 ? 2 : 1)} fps`, words('real_time', { rate: (fps / take.film_fps).toFixed(2) }))
     }
     if (take?.status === 'running' && take.progress.seconds_left !== null && done < take.num_chunks)
-      numbers.push(`${clock(take.progress.seconds_left)} left`)
+      numbers.push(words('left', { time: clock(take.progress.seconds_left) }))
     this._numbers.textContent = numbers.join(' · ')
     this._fill.style.width = take ? `${(100 * done) / take.num_chunks}%` : '0'
     this._message.textContent = this._said || take?.message || ''
@@ -217,7 +216,7 @@ export class FilmStrip {
     roll.disabled = redo.disabled = this._states.get(this._chosen)?.state !== 'finished'
     split.hidden = !this.host.writeRows
     enlarge.hidden = !this.host.enlarge
-    this._caption.textContent = take ? `Chunk ${this._chosen + 1}` : ''
+    this._caption.textContent = take ? words('chunk', { chunk: this._chosen + 1 }) : ''
   }
 
   /** @param {number} chunk @returns {string | null} */
@@ -312,7 +311,7 @@ export class FilmStrip {
     const plan = this.host.plan?.()
     if (!plan) return
     if (plan.editable !== 'schedule') {
-      this.say(NO_SCHEDULE)
+      this.say(words('no_schedule'))
       return
     }
     const at = rowIndexAt(plan.rows, this._chosen)

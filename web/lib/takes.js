@@ -2,6 +2,7 @@
 // nodes/live/events.py, nodes/live/directing.py and nodes/live/routes.py.
 
 import { parseSeedChanges } from './seeds.js'
+import { words } from './texts.js'
 
 /**
  * One chunk that is no longer waiting; see ChunkState in nodes/live/events.py.
@@ -64,7 +65,6 @@ import { parseSeedChanges } from './seeds.js'
 
 const VERSION = 1
 const KNOWN_TAKES = 32
-const STOPPED = 'ComfyUI stopped before the first chunk was finished.'
 
 export class Takes {
   /** @param {() => Promise<{version: number, takes: TakeState[]} | null>} ask null while the server is away */
@@ -124,7 +124,7 @@ export class Takes {
     const told = new Set(answer.takes.map(({ id }) => id))
     for (const take of this._takes.values()) {
       // It ran when the server went away, and the server that is back knows nothing of it.
-      if (take.status === 'lost' && !told.has(take.id)) this._end(take, 'interrupted', STOPPED)
+      if (take.status === 'lost' && !told.has(take.id)) this._end(take, 'interrupted', words('stopped_early'))
     }
     for (const take of answer.takes) this._remember(take)
   }

@@ -3,6 +3,7 @@
 import { Bands } from './bands.js'
 import { Cell } from './cell.js'
 import { element, filmLength } from './dom.js'
+import { words } from './texts.js'
 
 /** @typedef {import('./takes.js').ChunkState} ChunkState */
 /**
@@ -50,7 +51,7 @@ export class Timeline {
     this.list = element('div', 'timeline-cells')
     this.list.tabIndex = 0
     this.list.setAttribute('role', 'listbox')
-    this.list.setAttribute('aria-label', 'Chunks of the film')
+    this.list.setAttribute('aria-label', words('chunks'))
     this._head = element('div', 'timeline-head')
     this._track = element('div', 'timeline-track', this._ruler, this.bands.root, this.list, this._head)
     this.root = element('div', 'timeline', this._track)

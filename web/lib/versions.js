@@ -1,6 +1,7 @@
 // Versions of one chunk, side by side over the player: one is picked, the others stay until they are cleared.
 
 import { button, element } from './dom.js'
+import { words } from './texts.js'
 
 /** @typedef {import('./takes.js').TakeState} TakeState */
 /**
@@ -35,11 +36,11 @@ export class Versions {
     this._shown = ''
     this._title = element('span', 'versions-title')
     this._list = element('div', 'versions-list')
-    const more = button('More', 'Make three more versions', 'more')
+    const more = button(words('more'), words('makes_more'), 'more')
     more.onclick = () => void this._roll()
-    this._clear = button('Clear', 'Delete the versions that no film uses', 'clear')
+    this._clear = button(words('clear'), words('clears'), 'clear')
     this._clear.onclick = () => void this._clearOthers()
-    const close = button('✕', 'Close', 'close-versions')
+    const close = button('✕', words('close'), 'close-versions')
     close.onclick = () => this.close()
     const head = element('div', 'versions-head', this._title, more, this._clear, close)
     this.root = element('div', 'versions', head, this._list)
@@ -92,9 +93,9 @@ export class Versions {
     // Films that play would begin again.
     if (key === this._shown) return
     this._shown = key
-    this._title.textContent = `Versions of chunk ${this._chunk + 1}`
+    this._title.textContent = words('versions_of', { chunk: this._chunk + 1 })
     this._clear.disabled = this._made.every(({ spares }) => !spares.length)
-    const empty = Array.from({ length: waiting }, () => element('div', 'version', 'rendering …'))
+    const empty = Array.from({ length: waiting }, () => element('div', 'version', words('making')))
     this._list.replaceChildren(...this._made.map((version) => this._item(version)), ...empty)
   }
 
@@ -104,8 +105,8 @@ export class Versions {
     const video = element('video', 'version-film')
     const address = this.host.address(take, this._chunk, 'video')
     Object.assign(video, { src: address, muted: true, loop: true, autoplay: true, playsInline: true })
-    video.setAttribute('aria-label', `Version with seed ${seed}`)
-    const pick = button(current ? 'In the film' : 'Pick', `The film goes on from the version with seed ${seed}`, 'pick')
+    video.setAttribute('aria-label', words('version', { seed }))
+    const pick = button(words(current ? 'in_film' : 'pick'), words('picks', { seed }), 'pick')
     pick.disabled = current
     pick.onclick = () => {
       if (this._film) this.say(this.host.pick?.(this._film, this._chunk, version) ?? '')
