@@ -123,6 +123,19 @@ class Strip:
         assert self.frontend.errors == []
 
 
+CONNECT_SCHEDULE = """(text) => {
+  const film = app.graph.nodes.find(({ type }) => type === 'HeliosRenderVideo')
+  const model = app.graph.nodes.find(({ type }) => type === 'HeliosLoadModel')
+  const schedule = LiteGraph.createNode('HeliosPromptScheduleText')
+  schedule.pos = [-500, 900]
+  app.graph.add(schedule)
+  model.connect(model.outputs.findIndex(({ type }) => type === 'CLIP'), schedule, 'clip')
+  schedule.connect(0, film, 'positive')
+  const values = { text, blend: 0 }
+  for (const widget of schedule.widgets)
+    if (widget.name in values) { widget.value = values[widget.name]; widget.callback?.(widget.value) }
+  window.comfyAPI.api.api.dispatchEvent(new CustomEvent('graphChanged', { detail: {} }))
+}"""
 BEGIN = """(take) => window.comfyAPI.api.api.dispatchEvent(
   new CustomEvent('helios.take', { detail: { version: 1, kind: 'start', id: take.id, take } }))"""
 CHANGE = """([id, chunk, progress]) => window.comfyAPI.api.api.dispatchEvent(

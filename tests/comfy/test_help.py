@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helios_comfy_strip import BEGIN, CHANGE, CONNECT_SCHEDULE, FILM, Strip, long_take
 from helios_tools import frontend as browser
 from helios_tools import locales
 
@@ -304,6 +305,47 @@ def test_help_page_and_blueprint_in_the_browser(comfy: ComfyServer, chromium: st
             found = queued[entry["class_type"] + entry["_meta"]["title"]]["inputs"]
             assert plain.items() <= found.items()
             assert entry["inputs"].keys() <= found.keys()
+
+
+# What is read or heard in our widgets, without what a user wrote and what the server says.
+SAID = """() => [...document.querySelectorAll('.helios-strip, .helios-panel, .helios-schedule')].flatMap(root => {
+  const own=['name', 'prompt', 'cover', 'actions', 'numbers'].map(x => `.helios-panel-${x},`).join('') + '.helios-band'
+  const found = []
+  for (const element of [root, ...root.querySelectorAll('*')]) {
+    if (element.closest(own)) continue
+    const texts = [...element.childNodes].filter(node => node.nodeType === Node.TEXT_NODE).map(node => node.data)
+    found.push(...texts, ...['title', 'aria-label', 'placeholder'].map(name => element.getAttribute(name) ?? ''))
+  }
+  return found.map(text => text.trim()).filter(text => text)
+})"""
+SAME_IN_BOTH = {"Helios", "ComfyUI", "fps", "Run", "positive"}
+
+
+def test_nothing_of_a_film_is_told_in_english_in_a_chinese_browser(
+    comfy: ComfyServer, chromium: str, screenshots: Path
+) -> None:
+    with browser.open_frontend(comfy.url, chromium, **{"Comfy.Locale": "zh"}) as frontend:
+        strip = Strip(frontend, "chinese", screenshots)
+        strip.open(FILM, num_chunks=4)
+        strip.page.evaluate(CONNECT_SCHEDULE, "0: 海\n2: 风暴")
+        strip.page.locator(".helios-takes-tab-button").click()
+        heard = strip.page.evaluate(SAID)
+        take = long_take(strip, 44, 6)
+        take["progress"] = {"film_seconds": 8.25, "fps": 3.5, "seconds_left": 90}
+        strip.page.evaluate(BEGIN, take)
+        for state in ({"state": "sampling", "stage": 1, "step": 2, "total": 4}, {"state": "decoding"}):
+            chunk = {"chunk": 6, "reused": False, "thumbnail": False, "video": False, **state}
+            strip.page.evaluate(CHANGE, [take["id"], chunk, take["progress"]])
+            strip.page.wait_for_timeout(200)
+            heard += strip.page.evaluate(SAID)
+        strip.page.evaluate(BEGIN, {**take, "status": "interrupted", "resumable": True})
+        strip.until("interrupted")
+        heard += strip.page.evaluate(SAID)
+        strip.screenshot("all")
+        assert len(set(heard)) > 40 and any("阶段 2，第 2/4 步" in text for text in heard), heard
+        english = {text for text in heard if set(re.findall(r"[A-Za-z]{3,}", text)) - SAME_IN_BOTH}
+        assert english == set()
+        assert frontend.errors == []
 
 
 def test_chinese_names_show_in_the_browser(comfy: ComfyServer, chromium: str, screenshots: Path) -> None:

@@ -1,5 +1,7 @@
 """Helios Process Video: grouping and sound by the library, and a real upscale model in a real ComfyUI."""
 
+import weakref
+
 import av
 import numpy as np
 import pytest
@@ -67,6 +69,39 @@ def test_a_part_of_the_sound_comes_along(clip, tmp_path):
     )
     assert len(read_video(path)) == 10 and loudness(path) == [0.0, 0.3]
     assert [file.name for file in tmp_path.iterdir()] == ["new.mp4"]
+
+
+def test_no_more_frames_are_held_than_are_worked_at(tmp_path):
+    """Of a film thirty times as long, larger and smoother: neither frames that were read nor groups that were made."""
+    frames, groups, most = [], [], 0
+
+    def held():
+        return sum(ref() is not None for ref in (*frames, *groups))
+
+    def read():
+        nonlocal most
+        for i in range(120):
+            frame = np.full((16, 16, 3), i, dtype=np.uint8)
+            frames.append(weakref.ref(frame))
+            most = max(most, held())
+            yield frame
+
+    def larger(group):
+        made = group.repeat_interleave(2, 1).repeat_interleave(2, 2)
+        groups.append(weakref.ref(made))
+        return made
+
+    def twice(group):
+        return torch.cat([group[:-1].repeat_interleave(2, 0), group[-1:]])
+
+    path = write_processed(
+        interpolated(map(larger, in_groups(read(), 4)), twice),
+        tmp_path / "new.partial.mp4",
+        lambda width, height: VideoSettings(width, height, 2 * RATE),
+        lambda finished: finished.rename(tmp_path / "new.mp4"),
+    )
+    assert read_video(path).shape == (239, 32, 32, 3)
+    assert len(frames) == 120 and len(groups) == 30 and most <= 4 + 2
 
 
 def test_what_cannot_be_a_film_leaves_nothing(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from helios_comfy_strip import (
     BANDS,
     BEGIN,
+    CONNECT_SCHEDULE,
     FILM,
     FILM_SHOWN,
     SECONDS,
@@ -30,19 +31,6 @@ def open_schedule(strip: Strip) -> None:
     strip.page.wait_for_function("() => document.querySelectorAll('.helios-band').length === 3")
 
 
-CONNECT_SCHEDULE = """(text) => {
-  const film = app.graph.nodes.find(({ type }) => type === 'HeliosRenderVideo')
-  const model = app.graph.nodes.find(({ type }) => type === 'HeliosLoadModel')
-  const schedule = LiteGraph.createNode('HeliosPromptScheduleText')
-  schedule.pos = [-500, 900]
-  app.graph.add(schedule)
-  model.connect(model.outputs.findIndex(({ type }) => type === 'CLIP'), schedule, 'clip')
-  schedule.connect(0, film, 'positive')
-  const values = { text, blend: 0 }
-  for (const widget of schedule.widgets)
-    if (widget.name in values) { widget.value = values[widget.name]; widget.callback?.(widget.value) }
-  window.comfyAPI.api.api.dispatchEvent(new CustomEvent('graphChanged', { detail: {} }))
-}"""
 SCHEDULE_TEXT = """() => app.graph.nodes.find(({ type }) => type === 'HeliosPromptScheduleText')
   .widgets.find(({ name }) => name === 'text').value"""
 
@@ -205,8 +193,8 @@ def test_screen_readers_and_palettes(strip: Strip, comfy: ComfyServer, palette: 
     strip.page.wait_for_timeout(300)  # the sidebar slides
     strip.screenshot(f"palette-{palette}")
     strip.page.add_script_tag(path=AXE)
-    for part in (".helios-strip", ".helios-panel"):
-        assert strip.page.evaluate(SERIOUS, part) == []
+    for part in (".helios-strip", ".helios-panel", ".helios-schedule", ".helios-model"):
+        assert strip.page.evaluate(SERIOUS, part) == [], part
     # It can fail.
     strip.page.evaluate("() => document.querySelector('.helios-player-range').removeAttribute('aria-label')")
     assert "label" in " ".join(strip.page.evaluate(SERIOUS, ".helios-strip"))

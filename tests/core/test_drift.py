@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -18,6 +19,8 @@ from safetensors.torch import save_file
 
 pytest.importorskip("cv2", reason="OpenCV is not installed: pip install opencv-python-headless")
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+
+import cv2
 
 from helios_core.commands.cli import main
 from helios_core.errors import HeliosError
@@ -141,6 +144,34 @@ def test_motion_is_the_pan_that_was_made(width, pan):
     assert motion[1:] == pytest.approx(pan, rel=0.15)
     still_standing = np.abs(np.roll(still, -pan, axis=1).astype(float) - still).mean()
     assert (unpredicted[2:] < still_standing / 3).all()
+
+
+@pytest.mark.skipif(not CAR.is_file(), reason="needs the shared media file car.mp4")
+def test_motion_and_prediction_in_a_real_clip_by_hand():
+    """OpenCV's flow asked here, and the frame before moved along it by bilinear interpolation in numpy."""
+    with VideoReader(CAR) as reader:
+        frames = [frame for frame, _ in zip(reader, range(5), strict=False)]
+    meter = DriftMeter()
+    for frame in frames:
+        meter.add(frame)
+    height, width = frames[0].shape[:2]
+    scale = 320 / max(height, width)
+    size = round(width * scale), round(height * scale)
+    greys = [
+        cv2.resize(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA) for frame in frames
+    ]
+    flows = [cv2.calcOpticalFlowFarneback(a, b, None, 0.5, 3, 15, 3, 5, 1.2, 0) for a, b in pairwise(greys)]
+    lengths = [np.hypot(flow[..., 0], flow[..., 1]).mean() / scale for flow in flows]
+    assert meter.series("motion")[1:] == pytest.approx(lengths, rel=1e-4)
+    for i in range(2, 5):
+        y, x = np.mgrid[: size[1], : size[0]].astype(float)
+        y, x = np.clip(y - flows[i - 2][..., 1], 0, size[1] - 1), np.clip(x - flows[i - 2][..., 0], 0, size[0] - 1)
+        top, left = np.minimum(y.astype(int), size[1] - 2), np.minimum(x.astype(int), size[0] - 2)
+        down, right, before = y - top, x - left, greys[i - 1].astype(float)
+        above = before[top, left] * (1 - right) + before[top, left + 1] * right
+        below = before[top + 1, left] * (1 - right) + before[top + 1, left + 1] * right
+        off = np.abs(above * (1 - down) + below * down - greys[i]).mean()
+        assert meter.series("unpredicted")[i] == pytest.approx(off, rel=0.03)
 
 
 def test_seam_strength_by_hand():
