@@ -309,16 +309,16 @@ def test_help_page_and_blueprint_in_the_browser(comfy: ComfyServer, chromium: st
 
 # What is read or heard in our widgets, without what a user wrote and what the server says.
 SAID = """() => [...document.querySelectorAll('.helios-strip, .helios-panel, .helios-schedule')].flatMap(root => {
-  const own=['name', 'prompt', 'cover', 'actions', 'numbers'].map(x => `.helios-panel-${x},`).join('') + '.helios-band'
+  const own = ['name', 'prompt', 'cover', 'actions', 'numbers'].map(name => `.helios-panel-${name}`)
   const found = []
   for (const element of [root, ...root.querySelectorAll('*')]) {
-    if (element.closest(own)) continue
+    if (element.closest(['.helios-band', ...own].join())) continue
     const texts = [...element.childNodes].filter(node => node.nodeType === Node.TEXT_NODE).map(node => node.data)
     found.push(...texts, ...['title', 'aria-label', 'placeholder'].map(name => element.getAttribute(name) ?? ''))
   }
   return found.map(text => text.trim()).filter(text => text)
 })"""
-SAME_IN_BOTH = {"Helios", "ComfyUI", "fps", "Run", "positive"}
+SAME_IN_BOTH = {"Helios", "ComfyUI", "fps", "Run", "positive", "Enter"}
 
 
 def test_nothing_of_a_film_is_told_in_english_in_a_chinese_browser(
