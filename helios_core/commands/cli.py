@@ -21,7 +21,7 @@ from ..variants import CHUNK_FRAMES, DEFAULT, VARIANTS
 from ..video.segments import VideoSettings
 from . import bench, convert, download, drift, farm, live
 from .film_options import add_film_options, check_film_options, no_empty_store, request_of, with_model
-from .films import load_pipeline, loading, sampling
+from .films import load_pipeline, loading, sampling, together
 from .tiny import write_tiny
 
 LONGEST_SECONDS = MOST_CHUNKS * CHUNK_FRAMES  # at one frame a second
@@ -102,8 +102,7 @@ def _pipeline(options: argparse.Namespace, model: Path, team: Team) -> HeliosPip
     return load_pipeline(
         model,
         **loading(options),
-        context_parallel=max(1, team.size // (2 if options.cfg_parallel else 1)),
-        cfg_parallel=options.cfg_parallel,
+        **together(team.size, options.cfg_parallel),
     )
 
 
