@@ -82,6 +82,12 @@ class PipelineRenderer:
             self._render(job, take, target, watch)
         except LostProcessError as error:
             end_process(error)
+        except HeliosError:
+            raise
+        except Exception:
+            if self.processes > 1:  # the others may wait within a forward that this one has left
+                self._unload()
+            raise
 
     def _render(self, job: Job, take: Take, target: Path, watch: Watch) -> None:
         media = _media(job)
@@ -102,16 +108,21 @@ class PipelineRenderer:
             **steps,
             **media,
         }
-        chunks = pipeline.stream(**request, output_type="latent", take=take)
-        write_film(pipeline, chunks, take, target, job.settings, counter)
+        chunks: Any = pipeline.stream(**request, output_type="latent", take=take)
+        with contextlib.closing(chunks):  # now and not some time later: it ends the film for other processes, too
+            write_film(pipeline, chunks, take, target, job.settings, counter)
 
     def _pipeline(self, model: str) -> HeliosPipeline:
         if self._loaded is None or self._loaded[0] != model:
-            if self._loaded is not None:
-                self._loaded[1].close()
-            self._loaded = None  # two do not fit one device
+            self._unload()  # two do not fit one device
             self._loaded = model, self._load(self._folder(model))
         return self._loaded[1]
+
+    def _unload(self) -> None:
+        if self._loaded is not None:
+            self._loaded[1].close()
+        self._loaded = None
+        self._members.dismiss()
 
     def _load(self, folder: Path) -> HeliosPipeline:
         """The pipeline, in all processes of a film; those that cannot load it are gone."""

@@ -63,7 +63,6 @@ class Members:
         """Starts them with ``load``; what this process loads next is loaded by all at the same time."""
         import ray
 
-        self.dismiss()
         group = ray.util.get_current_placement_group()
         port = _free_port()
         asked = []
