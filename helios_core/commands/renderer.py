@@ -82,10 +82,9 @@ class PipelineRenderer:
             self._render(job, take, target, watch)
         except LostProcessError as error:
             end_process(error)
-        except HeliosError:
-            raise
         except Exception:
-            if self.processes > 1:  # the others may wait within a forward that this one has left
+            crew = self._loaded[1].crew if self._loaded is not None else None
+            if crew is not None and not crew.whole:
                 self._unload()
             raise
 
