@@ -14,7 +14,7 @@ from ..helios_core.errors import HeliosError
 from ..helios_core.take.take import name_for
 from ..helios_core.variants import DEFAULT, RELEASED_SIZE
 from ..helios_core.video.remux import finish_video
-from .adapters.farm import cluster_address, farm_model, farm_models, farmed
+from .adapters.farm import cluster_address, farm_model, farm_models, farmed, gpus_per_film
 from .adapters.graph_checks import check_node
 from .adapters.takes import output_store, seed_changes_input
 from .chunks import num_chunks_input
@@ -76,6 +76,7 @@ class HeliosFarmRender(io.ComfyNode):
         """Takes ``prompts``, which core checks no further, because core shows a returned sentence beside an input."""
         try:
             cluster_address()
+            gpus_per_film()
         except HeliosError as error:
             return str(error)  # raised, it would hide what is wrong with the inputs
         return check_node()

@@ -30,7 +30,7 @@ from .film_options import (
     request_of,
     with_model,
 )
-from .films import load_pipeline, loading, sampling
+from .films import load_pipeline, loading, sampling, together
 from .tiny import write_tiny
 
 LONGEST_SECONDS = MOST_CHUNKS * CHUNK_FRAMES  # at one frame a second
@@ -114,8 +114,7 @@ def _pipeline(options: argparse.Namespace, model: Path, team: Team) -> HeliosPip
     return load_pipeline(
         model,
         **loading(options),
-        context_parallel=max(1, team.size // (2 if options.cfg_parallel else 1)),
-        cfg_parallel=options.cfg_parallel,
+        **together(team.size, options.cfg_parallel),
     )
 
 

@@ -40,7 +40,13 @@ def add_command(commands: Any) -> None:
     command.add_argument("--store", type=Path, help=f"folder of chunks (default: {FOLDER_NAME} in --output)")
     command.add_argument("--address", help="the Ray cluster: auto, or HOST:PORT (default: this machine alone)")
     command.add_argument("--workers", type=int, help="films at a time (default: one a GPU, one without GPUs)")
-    command.add_argument("--cpus", type=int, help="processors of each worker (default: its share)")
+    command.add_argument(
+        "--gpus-per-film", type=int, default=1, help="GPUs of one machine that make each film together (default: 1)"
+    )
+    command.add_argument("--cpus", type=int, help="processors of each worker, or of each GPU's (default: its share)")
+    command.add_argument(
+        "--cfg-parallel", action="store_true", help="half of a film's GPUs take the negative prompt (Base and Mid)"
+    )
     command.add_argument("--json", action="store_true", help="progress as JSON lines, as where there is no terminal")
     for name in CELLS:
         command.add_argument(f"--{name}", help=f"for rows without it: {COLUMNS[name]}")
@@ -49,9 +55,10 @@ def add_command(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    for name in ("workers", "cpus"):
-        if (getattr(options, name) or 1) < 1:
-            raise HeliosError(f"--{name} {getattr(options, name)} must be at least 1.")
+    for option in ("workers", "cpus", "gpus-per-film"):
+        count = getattr(options, option.replace("-", "_"))
+        if count is not None and count < 1:
+            raise HeliosError(f"--{option} {count} must be at least 1.")
     require_ray()
     defaults = {name: value for name in CELLS if (value := getattr(options, name)) is not None}
     small = embedded(DEFAULT.name)
@@ -62,7 +69,8 @@ def _run(options: argparse.Namespace) -> None:
     output = options.output.absolute()
     folder = FarmFolder(output, (options.store or output / FOLDER_NAME).absolute())
     cluster = Cluster(options.address, options.workers, options.cpus)
-    farm(rows, PipelineRenderer(loading(options)), folder, cluster, options.json or not sys.stdout.isatty())
+    renderer = PipelineRenderer(loading(options), options.gpus_per_film, options.cfg_parallel)
+    farm(rows, renderer, folder, cluster, options.json or not sys.stdout.isatty())
 
 
 def farm(rows: Sequence[Job | BadRow], renderer: Renderer, folder: FarmFolder, cluster: Cluster, as_json: bool) -> None:

@@ -46,6 +46,11 @@ def loading(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names}
 
 
+def together(processes: int, cfg_parallel: bool) -> dict[str, Any]:
+    """The keywords of :func:`load_pipeline` for ``processes`` that make a film together."""
+    return {"context_parallel": max(1, processes // (2 if cfg_parallel else 1)), "cfg_parallel": cfg_parallel}
+
+
 def sampling(steps: Sequence[int] | None) -> dict[str, Any]:
     """The pipeline's keywords of ``--steps``, which means one number for Base and one per stage for the others."""
     return {"num_inference_steps": steps[0], "pyramid_num_inference_steps_list": steps} if steps else {}

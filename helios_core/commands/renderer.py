@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import torch
 from PIL import Image
 
 from ..checkpoint import open_transformer
+from ..checkpoint.options import LoadOptions
 from ..distributed.farm_worker import Watch
 from ..distributed.jobs import Job
+from ..distributed.members import Members, end_process
 from ..errors import HeliosError, shortened
+from ..networks.parallel.team import LostProcessError
 from ..pipeline import HeliosPipeline
 from ..samplers import ChunkSampler, SchedulerConfig, sampler_of
 from ..take.fingerprint import fingerprint, folder_fingerprint
@@ -27,7 +31,7 @@ from ..variants import RELEASED_SIZE, VARIANTS
 from ..video.reader import VideoReader
 from .download import NEEDED
 from .embedded import SMALL_PREFIX, TINY_NAMES, TINY_PREFIX, TINY_SIZE, embedded
-from .films import load_pipeline, sampling
+from .films import load_pipeline, sampling, together
 from .tiny import write_tiny
 
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -38,10 +42,17 @@ class PipelineRenderer:
 
     Args:
         loading: keywords of :func:`load_pipeline`.
+        processes: that make each film together, half of them for the negative prompt with ``cfg_parallel``.
+
+    Raises:
+        HeliosError: processes that have no half.
     """
 
-    def __init__(self, loading: Mapping[str, Any]):
-        self._loading = dict(loading)
+    def __init__(self, loading: Mapping[str, Any], processes: int = 1, cfg_parallel: bool = False):
+        if cfg_parallel and processes % 2:
+            raise HeliosError(f"cfg_parallel=True needs an even number of processes, not {processes}; give another.")
+        self.processes, self._members = processes, Members(processes - 1)
+        self._loading, self._together = dict(loading), together(processes, cfg_parallel)
         self._loaded: tuple[str, HeliosPipeline] | None = None
         self._tiny: tempfile.TemporaryDirectory[str] | None = None
 
@@ -59,10 +70,26 @@ class PipelineRenderer:
         """See :class:`Renderer`."""
         folder = model_folder(model)
         parts = model if folder is None else [folder_fingerprint(folder / part) for part in PARTS]
-        return fingerprint(parts, self._loading)
+        return fingerprint(parts, self._loading, *self._inexact())
+
+    def _inexact(self) -> tuple[str, ...]:
+        """Options under which the number of processes decides the film."""
+        named = {name: self._loading[name] for name in ("attention", "fp8_matmul") if name in self._loading}
+        return LoadOptions(**named, processes=self.processes).inexact if self.processes > 1 else ()
 
     def render(self, job: Job, take: Take, target: Path, watch: Watch) -> None:
-        """See :class:`Renderer`."""
+        """See :class:`Renderer`. This process ends where another one of the film is lost."""
+        try:
+            self._render(job, take, target, watch)
+        except LostProcessError as error:
+            end_process(error)
+        except Exception:
+            crew = self._loaded[1].crew if self._loaded is not None else None
+            if crew is not None and not crew.whole:
+                self._unload()
+            raise
+
+    def _render(self, job: Job, take: Take, target: Path, watch: Watch) -> None:
         media = _media(job)
         pipeline = self._pipeline(job.model)
         steps = sampling(job.steps)
@@ -81,16 +108,32 @@ class PipelineRenderer:
             **steps,
             **media,
         }
-        chunks = pipeline.stream(**request, output_type="latent", take=take)
-        write_film(pipeline, chunks, take, target, job.settings, counter)
+        chunks: Any = pipeline.stream(**request, output_type="latent", take=take)
+        with contextlib.closing(chunks):  # now and not some time later: it ends the film for other processes, too
+            write_film(pipeline, chunks, take, target, job.settings, counter)
 
     def _pipeline(self, model: str) -> HeliosPipeline:
         if self._loaded is None or self._loaded[0] != model:
-            if self._loaded is not None:
-                self._loaded[1].close()
-            self._loaded = None  # two do not fit one device
-            self._loaded = model, load_pipeline(self._folder(model), **self._loading)
+            self._unload()  # two do not fit one device
+            self._loaded = model, self._load(self._folder(model))
         return self._loaded[1]
+
+    def _unload(self) -> None:
+        if self._loaded is not None:
+            self._loaded[1].close()
+        self._loaded = None
+        self._members.dismiss()
+
+    def _load(self, folder: Path) -> HeliosPipeline:
+        """The pipeline, in all processes of a film; those that cannot load it are gone."""
+        loading = self._loading | self._together
+        if self.processes > 1:
+            self._members.gather(partial(_follower, folder, loading))
+        try:
+            return load_pipeline(folder, **loading)
+        except Exception:
+            self._members.dismiss()
+            raise
 
     def _folder(self, model: str) -> Path:
         if model in TINY_NAMES:
@@ -105,6 +148,11 @@ class PipelineRenderer:
                 "folder that all workers see, or download it there."
             )
         return found
+
+
+def _follower(folder: Path, loading: Mapping[str, Any]) -> Callable[[], None]:
+    """What a film's other processes do, once their pipeline is there."""
+    return load_pipeline(folder, **loading).follow
 
 
 def _sampler(job: Job) -> ChunkSampler | None:

@@ -17,6 +17,7 @@ from typing import Any
 from ..errors import HeliosError, reason
 from .farm_worker import Event, FarmFolder, FilmWorker, Outcome, Renderer, code_version
 from .jobs import Job
+from .members import reserved, within
 
 POLL_SECONDS = 0.25
 NEWS_SECONDS = 5.0  # of a worker that has just ended its film
@@ -30,7 +31,8 @@ Tell = Callable[[Event], None]
 class Cluster:
     """Where the films are made: ``address`` None for a cluster of this machine's own, which ends with the farm.
 
-    ``workers``: None for one a GPU, or one without GPUs; ``cpus`` of each: None for its share.
+    ``workers``, films at a time: None for as many as there are GPUs for, or one without GPUs; ``cpus`` of each process:
+    None for its share.
     """
 
     address: str | None = None
@@ -97,6 +99,7 @@ class _Farm:
         self._pool: Any = ActorPool([])
         self._joining: dict[Any, Any] = {}  # what a worker will answer when it is there -> the worker
         self._at_work: dict[str, tuple[Any, Job]] = {}  # by the actor's id
+        self._groups: dict[str, Any] = {}  # the placement group of several processes, by the actor that leads them
         self._asked: dict[Any, tuple[str, str]] = {}  # what will be a worker's news -> its id, its film's
         self._refusals: list[str] = []
         self._unstarted = 0
@@ -128,28 +131,38 @@ class _Farm:
             yield Outcome(job.id, "failed", f"no worker is left for it: {why}")
 
     def _hire(self, cluster: Cluster, films: int) -> int:
-        """How many workers to ask for; sets what each of them gets."""
+        """How many workers to ask for; sets what each of their processes gets.
+
+        Raises:
+            HeliosError: no machine has so much.
+        """
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        gpus = sum(int(node.get("GPU", 0)) for node in nodes)
-        most = max(int(node.get("CPU", 0)) for node in nodes)
+        gpus, cpus = ([int(node.get(name, 0)) for node in nodes] for name in ("GPU", "CPU"))
+        processes, most = self._renderer.processes, max(cpus) // self._renderer.processes
+        largest = max(gpus) or max(cpus)
+        if processes > largest:
+            raise HeliosError(f"--gpus-per-film {processes} is more than a machine has; give at most {largest}.")
         if (cluster.cpus or 0) > most:
             raise HeliosError(f"--cpus {cluster.cpus} is more than a machine of the cluster has; give at most {most}.")
-        count = min(cluster.workers or gpus or 1, films)
-        share = sum(int(node.get("CPU", 0)) for node in nodes) // count
-        share = 1 if gpus else max(1, min(share, most))
-        self._worker = self._ray.remote(FilmWorker).options(
-            num_cpus=cluster.cpus or share,
-            num_gpus=1 if gpus else 0,
-            max_restarts=-1,
-            max_task_retries=-1,  # a machine that is gone uses several up before that is known
-            max_concurrency=2,  # a film, and news of it
-            scheduling_strategy="SPREAD",
-        )
+        count = min(cluster.workers or sum(there // processes for there in gpus) or 1, films)
+        share = 1 if any(gpus) else max(1, min(sum(cpus) // (count * processes), most))
+        self._each = {"CPU": cluster.cpus or share, "GPU": int(any(gpus))}
         return count
 
     def _join(self) -> None:
-        worker = self._worker.remote(self._renderer, code_version())
+        group = reserved(self._renderer.processes, self._each) if self._renderer.processes > 1 else None
+        kind = self._ray.remote(FilmWorker).options(
+            num_cpus=self._each["CPU"],
+            num_gpus=self._each["GPU"],
+            max_restarts=-1,
+            max_task_retries=-1,  # a machine that is gone uses several up before that is known
+            max_concurrency=2,  # a film, and news of it
+            scheduling_strategy="SPREAD" if group is None else within(group, 0),
+        )
+        worker = kind.remote(self._renderer, code_version())
         self._joining[worker.identity.remote()] = worker
+        if group is not None:
+            self._groups[worker._actor_id.hex()] = group
 
     def _admit(self) -> None:
         """Takes workers that are there into the pool."""
@@ -160,6 +173,7 @@ class _Farm:
             except self._ray.exceptions.RayError as error:
                 self._refusals.append(_last_line(error))
                 self._tell({"event": "refused", "message": self._refusals[-1]})
+                self._release(worker)
                 continue
             self._tell({"event": "worker", "worker": name})
             self._pool.push(worker)
@@ -213,6 +227,13 @@ class _Farm:
         for worker in idle:
             self._at_work.pop(worker._actor_id.hex(), None)
             self._ray.kill(worker)
+            self._release(worker)
+
+    def _release(self, worker: Any) -> None:
+        """Gives back what is reserved for a worker's processes."""
+        group = self._groups.pop(worker._actor_id.hex(), None)
+        if group is not None:
+            self._ray.util.remove_placement_group(group)
 
 
 def _lost(job: Job, why: str) -> Outcome:

@@ -38,7 +38,12 @@ log = logging.getLogger(__name__)
 
 
 class Renderer(Protocol):
-    """How a job becomes a film; sent to every worker, where it may keep what is loaded."""
+    """How a job becomes a film; sent to every worker, where it may keep what is loaded.
+
+    ``processes`` make each film together; the worker leads them and starts the others.
+    """
+
+    processes: int
 
     def checked(self, job: Job) -> Job:
         """The job as workers take it. Refuses, without loading anything, what is known here to be wrong.

@@ -21,12 +21,13 @@ from typing import IO, Any
 
 import comfy.model_management
 
-from ...helios_core.errors import HeliosError
+from ...helios_core.errors import HeliosError, shortened
 from ...helios_core.take.store import make_folder
 from .model_files import RELEASED, TINY_NAMES, installed_folders, small_folders
 
 # Of the server, never of a workflow: a shared one cannot send what is written in it elsewhere.
 ADDRESS_VARIABLE = "HELIOS_RAY_ADDRESS"
+GPUS_VARIABLE = "HELIOS_GPUS_PER_FILM"
 ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS, STOP_SECONDS = 0.1, 15.0
 
@@ -61,6 +62,21 @@ def cluster_address() -> str:
     return "" if address == "local" else address
 
 
+def gpus_per_film() -> str:
+    """How many GPUs make each film together, by the server's environment.
+
+    Raises:
+        HeliosError: it names no number.
+    """
+    text = os.environ.get(GPUS_VARIABLE, "").strip() or "1"
+    if not (text.isascii() and text.isdigit() and len(text) < 6 and int(text)):
+        raise HeliosError(
+            f"{GPUS_VARIABLE}={shortened(text)} in the server's environment is no number of GPUs; set 1 or more, or "
+            "leave it unset, and start ComfyUI again."
+        )
+    return text
+
+
 def farmed(rows: Sequence[Mapping[str, Any]], folder: Path, store: Path, address: str) -> Iterator[Event]:
     """Events of a farm, as ``python -m helios_core farm --json`` tells them, until it ends.
 
@@ -81,6 +97,7 @@ def farmed(rows: Sequence[Mapping[str, Any]], folder: Path, store: Path, address
         raise HeliosError(f"{folder} cannot be written ({error.strerror}); free space there.") from None
     command = [sys.executable, "-m", "helios_core", "farm", str(jobs), "--json"]
     command += ["--output", str(folder), "--store", str(store), *(["--address", address] if address else [])]
+    command += ["--gpus-per-film", gpus_per_film()]
     try:
         with tempfile.TemporaryFile() as said:
             process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=said, text=True)

@@ -1,13 +1,16 @@
 """Helios Farm Render: the server names the cluster, and a film of a local one equals that of the command line."""
 
+import json
 import time
 
 import pytest
 from helios_comfy_graphs import SIZE, TINY, node
 
+from helios_core.commands.cli import main
 from helios_core.commands.renderer import PipelineRenderer, model_size
 from helios_core.distributed.farm_worker import FarmFolder, FilmWorker, code_version
 from helios_core.distributed.jobs import job_of
+from helios_core.take.store import ChunkStore
 from helios_core.video.reader import read_video
 from helios_setup.server import output_files
 
@@ -69,3 +72,38 @@ def test_two_films_and_an_interrupt(farming, tiny_folder, tmp_path):
     kept = len(list((output / "helios_store").glob("*.chunk.safetensors")))
     time.sleep(2)
     assert len(list((output / "helios_store").glob("*.chunk.safetensors"))) == kept, "nothing renders on"
+
+
+@pytest.mark.slow
+def test_a_server_whose_films_have_two_processes(new_comfy, tiny_folder, tmp_path, monkeypatch):
+    """Four films; and those that are there but were not published get their names in the order of the prompts."""
+    pytest.importorskip("ray", reason='Ray is not installed: pip install "ray[serve]"')
+    monkeypatch.setenv("HELIOS_RAY_ADDRESS", "local")
+    monkeypatch.setenv("HELIOS_GPUS_PER_FILM", "2")
+    comfy = new_comfy()
+    output, prompts = comfy.log_file.parent / "output", ["a boat", "rain", "snow", "fog"]
+    queued = graph(prompts="\n---\n".join(prompts), num_chunks=1)
+    first = output_files(comfy.run(queued), output)
+    assert [file.name for file in first] == [f"farmed_0000{i}_.mp4" for i in range(1, 5)]
+    comfy.post_raw("/free", {"free_memory": True})  # or it would not run again
+
+    # As a run leaves them that broke off before it published: made again by the same farm.
+    store, jobs = ChunkStore(output / "helios_store"), tmp_path / "jobs.jsonl"
+    names = {take["prompt"]: take["take"] for take in store.manifests()}
+    usual = {"model": str(tiny_folder("distilled")), "width": SIZE, "height": SIZE, "chunks": 1, "seed": 3}
+    rows = [{"id": names[prompt], "prompt": prompt, **usual} for prompt in reversed(prompts)]
+    jobs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = store.folder / "farm"
+    assert main(["farm", str(jobs), "--output", str(folder), "--store", str(store.folder), "--json"]) == 0
+    assert len(list(folder.glob("*.mp4"))) == 4 and len(list(store.folder.glob("*.chunk.safetensors"))) == 4
+
+    again = output_files(comfy.run(queued), output)
+    assert [file.name for file in again] == [f"farmed_0000{i}_.mp4" for i in range(5, 9)], "in the prompts' order"
+    for file, earlier in zip(again, first, strict=True):
+        assert (read_video(file) == read_video(earlier)).all()
+    assert not list(folder.glob("*.mp4"))
+
+    comfy.stop()
+    monkeypatch.setenv("HELIOS_GPUS_PER_FILM", "two")
+    (said,) = details(new_comfy(), queued)
+    assert "HELIOS_GPUS_PER_FILM='two' in the server's environment is no number of GPUs; set 1 or more" in said

@@ -62,7 +62,10 @@ def test_a_stage_has_as_many_steps_as_timesteps(steps):
     assert DMDSampler((1000, 1, 1)).total_steps(1) == 1002
 
 
-@pytest.mark.parametrize("command", [["live", "--prompt", "a boat"], ["tiny", "--output", "nowhere"]])
+@pytest.mark.parametrize(
+    "command",
+    [["live", "--prompt", "a boat"], ["tiny", "--output", "nowhere"], ["farm", "jobs.csv", "--output", "nowhere"]],
+)
 def test_only_generate_is_for_several_processes(command, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(command) == 2

@@ -36,6 +36,8 @@ class StubRenderer:
     ``seconds`` a chunk takes; a job whose prompt is ``broken`` fails.
     """
 
+    processes = 1
+
     def __init__(self, notes: Path, seconds: float = 0.0):
         self._notes, self._seconds = notes, seconds
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -16,6 +17,7 @@ from helios_core.commands.cli import main
 from helios_core.commands.renderer import PipelineRenderer, model_size
 from helios_core.distributed.farm_worker import FarmFolder, FilmWorker, code_version
 from helios_core.distributed.jobs import read_jobs, read_table
+from helios_core.take.store import CHUNK_SUFFIX, ChunkStore
 
 PROMPTS = ("a boat, red", "rain", "snow on a roof")
 CHUNKS = 2
@@ -52,11 +54,11 @@ def one_process(folder: Path, jobs: Path) -> FarmFolder:
 
 
 class Killer(threading.Thread):
-    """Kills one worker in the middle of a chunk: after a film's first chunk is kept."""
+    """Kills one worker, or another actor, in the middle of a chunk: after a film's first chunk is kept."""
 
-    def __init__(self, store: Path):
+    def __init__(self, store: Path, actor: str = "FilmWorker"):
         super().__init__(daemon=True)
-        self._store, self.killed, self.kept = store, 0, {}
+        self._store, self._name, self.killed, self.kept = store, f"ray::{actor}".encode(), 0, {}
 
     def run(self):
         while not self.killed:
@@ -71,10 +73,10 @@ class Killer(threading.Thread):
                     break
 
     def _worker(self) -> int:
-        """One of the processes that Ray named after their class; both have a film."""
+        """One of the processes that Ray named after their class; all have a film."""
         for process in Path("/proc").glob("[0-9]*"):
             try:
-                if (process / "cmdline").read_bytes().startswith(b"ray::FilmWorker"):
+                if (process / "cmdline").read_bytes().startswith(self._name):
                     return int(process.name)
             except OSError:
                 continue
@@ -105,6 +107,67 @@ def check_a_killed_worker(cluster, folder: Path, wanted: list[dict], capsys) -> 
 
 def test_a_killed_worker_costs_the_chunk_at_work(ray_cluster, tiny_folder, tmp_path, capsys):
     check_a_killed_worker(ray_cluster, tmp_path, rows(tiny_folder("distilled"), PROMPTS), capsys)
+
+
+@pytest.mark.parametrize("lost", ["Member", pytest.param("FilmWorker", marks=pytest.mark.slow)])
+def test_a_film_of_two_processes_of_which_one_is_killed(ray_cluster, tiny_folder, tmp_path, capsys, lost):
+    """Whichever it is, both are started again: latents are one process' to 1e-5, and no chunk is made twice."""
+    jobs, output = table(tmp_path, *rows(tiny_folder("distilled"), PROMPTS[:1])), tmp_path / "films"
+    killer = Killer(output / "helios_store", lost)
+    killer.start()
+    command = ["farm", str(jobs), "--output", str(output), "--gpus-per-film", "2", "--address", ray_cluster.address]
+    assert main([*command, "--json"]) == 0
+    told = events(capsys.readouterr().out)
+    assert killer.killed
+    assert all(path.stat().st_ino == inode for path, inode in killer.kept.items()), "what was kept is not made again"
+    (film,) = of("film", told)
+    assert film["chunks"] == CHUNKS > film["sampled"], "a new worker found the first one"
+    check_latents(one_process(tmp_path, jobs).store, output / "helios_store", chunks=CHUNKS)
+
+
+def check_latents(*stores: Path, chunks: int) -> None:
+    """The chunks of both are the same to 1e-5 of their spread."""
+    alone, together = map(ChunkStore, stores)
+    assert [len(list(store.folder.glob(f"*{CHUNK_SUFFIX}"))) for store in (alone, together)] == [chunks] * 2
+    for path in alone.folder.glob(f"*{CHUNK_SUFFIX}"):
+        expected, made = (store.get_chunk(path.name.removesuffix(CHUNK_SUFFIX)) for store in (alone, together))
+        assert (made.latents - expected.latents).abs().max() <= 1e-5 * expected.latents.std()
+
+
+@pytest.mark.slow
+def test_two_processes_change_models(ray_cluster, tiny_folder, tmp_path, capsys):
+    """A model that cannot be read is told for its film alone; the processes then load the next one."""
+    broken = shutil.copytree(tiny_folder("distilled"), tmp_path / "broken")
+    for weights in (broken / "transformer").glob("*.safetensors"):
+        weights.write_bytes(weights.read_bytes()[:-100])
+    films = [row for model in (broken, tiny_folder("mid")) for row in rows(model, PROMPTS[:1])]
+    films = [{**row, "id": f"film {i}", "guidance": 2} for i, row in enumerate(films)]
+    jobs, output = table(tmp_path, *films), tmp_path / "films"
+    command = ["farm", str(jobs), "--output", str(output), "--gpus-per-film", "2", "--cfg-parallel", "--json"]
+    assert main([*command, "--address", ray_cluster.address]) == 2
+    ended = {film["id"]: film for film in of("film", events(capsys.readouterr().out))}
+    assert ended["film 0"]["status"] == "failed" and "safetensors" in ended["film 0"]["message"]
+    assert ended["film 1"]["status"] == "finished", ended
+    check_latents(one_process(tmp_path, table(tmp_path, films[1])).store, output / "helios_store", chunks=CHUNKS)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--gpus-per-film", "0"], "--gpus-per-film 0 must be at least 1"),
+        (["--gpus-per-film", "3", "--cfg-parallel"], "needs an even number of processes, not 3"),
+        (["--gpus-per-film", "3"], "--gpus-per-film 3 is more than a machine has; give at most 2."),
+        (
+            ["--gpus-per-film", "2", "--cpus", "2"],
+            "--cpus 2 is more than a machine of the cluster has; give at most 1.",
+        ),
+    ],
+)
+def test_more_than_a_machine_has(ray_cluster, tiny_folder, tmp_path, capsys, options, words):
+    jobs = table(tmp_path, *rows(tiny_folder("distilled"), PROMPTS[:1]))
+    command = ["farm", str(jobs), "--output", str(tmp_path / "films"), "--address", ray_cluster.address]
+    assert main([*command, *options]) == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.slow

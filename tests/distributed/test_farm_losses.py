@@ -11,7 +11,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
+from unittest import mock
 
 import farm_stub
 import pytest
@@ -117,6 +119,25 @@ def test_a_film_that_ends_its_worker_each_time(ray_cluster, tmp_path, monkeypatc
         "film 2": "finished",
     }
     assert f"its worker died {MOST_TRIES} times" in outcomes["film 1"].message
+
+
+def test_a_process_that_leaves_a_forward_has_others_for_the_next_film(ray_cluster, tiny_folder, tmp_path):
+    class Faulty(PipelineRenderer):
+        def _render(self, job, *rest):
+            def full(*_, **__):
+                raise MemoryError("no room")
+
+            faulty = mock.patch("torch.distributed.all_to_all_single", full) if job.id == "f0" else nullcontext()
+            with faulty:
+                super()._render(job, *rest)
+
+    folder, model = FarmFolder(tmp_path, tmp_path / "store"), str(tiny_folder("distilled"))
+    jobs = [Job(f"f{i}", ((0, "boat"),), model, 64, 64, 33, steps=(1, 1, 1)) for i in range(3)]
+    cluster = Cluster(ray_cluster.address)
+    outcomes = {o.id: o for o in run_farm(jobs, Faulty({}, processes=2), folder, cluster, lambda _: None)}
+    assert "(MemoryError: no room); the worker's log has more" in outcomes["f0"].message
+    assert [outcomes[name].status for name in ("f1", "f2")] == ["finished"] * 2
+    assert len({outcome.worker for outcome in outcomes.values()}) == 1, "the one that leads went on"
 
 
 def test_five_hundred_films(ray_cluster, tmp_path):

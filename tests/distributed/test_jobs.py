@@ -176,6 +176,24 @@ def test_a_full_disk_of_a_worker_is_named(tiny_folder, tmp_path, monkeypatch):
     assert worker.render(job, folder).status == "finished"
 
 
+def test_a_disk_that_is_full_for_one_film_leaves_the_others(here, tiny_folder, tmp_path, monkeypatch, capsys):
+    model, table, store = tiny_folder("distilled"), "id,prompt,seed\na,boat,1\nb,rain,2\n", []
+
+    def full(descriptor):
+        if not here:  # no film has ended: a is at work
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        store.append(descriptor)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", full)
+        assert run(tmp_path, table, model) == 2
+    said = capsys.readouterr()
+    assert "No space left on device" in said.out and "1 of 2 films were not made" in said.err
+    assert [outcome.status for outcome in here] == ["failed", "finished"] and store
+    assert run(tmp_path, table, model) == 0
+    assert [outcome.id for outcome in here[2:]] == ["a"], "the second run makes what is missing"
+
+
 def test_another_version_is_refused_by_name():
     with pytest.raises(HeliosError, match=r"worker \S+:\d+ runs another version of the pack \(\w+, here 0123\)"):
         FilmWorker(PipelineRenderer({}), "0123")

@@ -17,7 +17,7 @@ from starlette.requests import Request
 
 from helios_core.commands.renderer import PipelineRenderer, model_size
 from helios_core.distributed.farm_worker import FarmFolder, code_version
-from helios_core.distributed.serve_api import video_of
+from helios_core.distributed.serve_api import LARGEST_IMAGE, video_of
 from helios_core.distributed.serve_films import FilmReplica, Service, VideoService
 from helios_core.errors import HeliosError
 
@@ -141,6 +141,58 @@ def test_a_film_from_request_to_download(served):
         assert (await ask(again, "GET"))[1]["data"] == [done]
         assert (await ask(again, "DELETE", path))[1] == {"id": video["id"], "object": "video.deleted", "deleted": True}
         assert (await ask(again, "GET", path))[0] == 404 and not Path(response.path).exists()
+
+    asyncio.run(go())
+
+
+def form(*parts: tuple[str, str, bytes]) -> dict:
+    """A request's body and type: parts of a name, a file's name or none, and content (RFC 7578)."""
+    body = b""
+    for name, file, content in parts:
+        named = f'; filename="{file}"\r\nContent-Type: image/png' if file else ""
+        body += f'--edge\r\nContent-Disposition: form-data; name="{name}"{named}\r\n\r\n'.encode() + content + b"\r\n"
+    return {"body": body + b"--edge--\r\n", "content-type": "multipart/form-data; boundary=edge"}
+
+
+TEXTS = (("prompt", "", b"ein Boot \xc3\xbc"), ("size", "", b"64x64"), ("num_frames", "", b"33"), ("seed", "", b"7"))
+
+
+def test_a_form_with_a_picture_to_a_film(served):
+    file = io.BytesIO()
+    Image.new("RGB", (90, 70), "red").save(file, "PNG")
+
+    async def go():
+        service = served()
+        status, video = await ask(service, "POST", **form(*TEXTS, ("input_reference", "boat.png", file.getvalue())))
+        assert status == 200 and (video["prompt"], video["size"], video["seconds"]) == ("ein Boot \u00fc", "64x64", "2")
+        done = await ended(service, video["id"])
+        assert done["status"] == "completed", done["error"]
+        _, response = await ask(service, "GET", f"/v1/videos/{video['id']}/content")
+        kept = Path(response.path).with_suffix(".png")
+        assert Image.open(kept).size == (90, 70) and Path(response.path).stat().st_size > 1000
+        await ask(service, "DELETE", f"/v1/videos/{video['id']}")
+        assert not kept.exists()
+
+    asyncio.run(go())
+
+
+def test_forms_that_cannot_be_read(served):
+    async def go():
+        service = served()
+        whole = form(*TEXTS)
+        picture = ("input_reference", "a.png", b"not a picture")
+        for broken, words in (
+            ({**whole, "content-type": "multipart/form-data"}, "the form cannot be read (Missing boundary"),
+            ({**whole, "body": whole["body"].replace(b"name=", b"nam=")}, "the form cannot be read (The Content-Disp"),
+            (form(*TEXTS, picture, ("image_reference", "b.png", b"x")), "Too many files. Maximum number of files is 1"),
+            (form(*TEXTS, picture), "the picture cannot be read; send a whole PNG"),
+            (form(*TEXTS, ("input_reference", "a.png", bytes(LARGEST_IMAGE + 1))), "has 20,000,001 bytes, at most"),
+            (form(("prompt", "a.txt", b"a boat")), "prompt=b'a boat' is neither text nor a number"),
+        ):
+            status, said = await ask(service, "POST", **broken)
+            assert status == 400 and words in said["error"]["message"], said
+            assert "\n" not in said["error"]["message"]
+        assert (await ask(service, "GET"))[1]["data"] == [] and not list(service._output.glob("*.png"))
 
     asyncio.run(go())
 

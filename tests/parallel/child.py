@@ -137,15 +137,16 @@ def refusals(folder: Path, target: Path) -> None:
     target.with_suffix(f".{rank}").write_text(json.dumps(told))
 
 
-def lost(folder: Path, target: Path) -> None:
-    """The last process dies in the middle of a chunk."""
+def lost(folder: Path, target: Path, which: int) -> None:
+    """In the middle of a chunk the first process has no memory left, or another one is killed."""
     pipeline = HeliosPipeline.from_pretrained(folder / "distilled", context_parallel=dist.get_world_size())
-    last = dist.get_rank() == dist.get_world_size() - 1
     exchange, calls = dist.all_to_all_single, []
 
     def deadly(*arguments: Any, **keywords: Any) -> None:
         calls.append(None)
-        if last and len(calls) > 20:
+        if dist.get_rank() == which and len(calls) > 20:
+            if which == 0:
+                raise MemoryError
             os.kill(os.getpid(), signal.SIGKILL)
         exchange(*arguments, **keywords)
 
@@ -153,7 +154,7 @@ def lost(folder: Path, target: Path) -> None:
     with mock.patch("torch.distributed.all_to_all_single", deadly):
         try:
             made(pipeline, "distilled-t2v")
-        except HeliosError as error:
+        except (HeliosError, MemoryError) as error:
             told = str(error)
     target.with_suffix(f".{dist.get_rank()}").write_text(told)
 

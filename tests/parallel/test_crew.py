@@ -194,10 +194,18 @@ def test_the_first_process_alone_writes_and_speaks(films_of, processes):
 
 
 def test_a_lost_process_ends_the_others(models, tmp_path):
-    ran = spawn(2, ("lost", [models, tmp_path / "lost.json"]))
+    ran = spawn(2, ("lost", [models, tmp_path / "lost.json", 1]))
     assert ran[1].returncode < 0, "it was killed"
     told = (tmp_path / "lost.0").read_text()
     assert told.startswith("another process of this film ended or did not answer") and "finished chunks" in told
+
+
+def test_the_first_process_leaves_a_forward_at_once(models, tmp_path):
+    """It does not wait to tell those who wait for it."""
+    ran = spawn(2, ("lost", [models, tmp_path / "lost.json", 0]))
+    assert [process.returncode for process in ran] == [0, 0]
+    assert (tmp_path / "lost.0").read_text() == "", "a MemoryError, as it came"
+    assert (tmp_path / "lost.1").read_text().startswith("another process of this film ended or did not answer")
 
 
 def test_bad_input_on_the_command_line_is_told_once(models, tmp_path):

@@ -51,6 +51,8 @@ class Crew:
         self.team, self.halves = team, halves
         self.context = team.size // halves
         self.half, place = divmod(team.rank, self.context)
+        # False once this process has left a forward that others are in: they answer no more.
+        self.whole = True
         with in_touch():
             groups = [
                 dist.new_group(range(first, first + self.context), USUAL_WAIT)
@@ -137,6 +139,17 @@ class Crew:
             for tensor in tensors:
                 dist.broadcast(tensor.contiguous(), 0)
 
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Around this process's part of what all compute."""
+        try:
+            yield
+        except HeliosError:  # all have met the same
+            raise
+        except BaseException:
+            self.whole = False
+            raise
+
     def film(self, begin: Callable[[], Iterator[T]]) -> Iterator[T]:
         """The film that ``begin`` begins at once; the others work until it ends, in whichever way."""
 
@@ -146,8 +159,9 @@ class Crew:
                 yield None
                 yield from film
             except BaseException:
-                with suppress(HeliosError):  # what failed may be one of the others
-                    self.order(Order("end"))
+                if self.whole:
+                    with suppress(HeliosError):  # what failed may be one of the others
+                        self.order(Order("end"))
                 raise
             self.order(Order("end"))
 

@@ -45,7 +45,8 @@ class SharedNetwork:
             texts=tuple(self._numbers[id(text)] for text in texts),
             history=None if history is None else self._numbers[id(history)],
         )
-        return _velocities(self._transformer, self._crew, latents, timestep, texts, history)
+        with self._crew.forward():
+            return _velocities(self._transformer, self._crew, latents, timestep, texts, history)
 
     def _ordered(self, kind: str, *tensors: Tensor, texts: tuple[int, ...] = (), history: int | None = None) -> int:
         number, dropped = next(self._next), tuple(self._dropped)

@@ -76,7 +76,7 @@ class Team:
 
     def leave(self) -> None:
         """Ends what :meth:`from_environment` began."""
-        if self.size > 1:
+        if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
     def outlast_first(self) -> None:
