@@ -114,13 +114,13 @@ def filled(job: Job) -> dict[str, Any]:
     return graph
 
 
-def start(tree: Path, base: Path) -> ComfyServer:
-    """A server with the three tiny models, not started yet, whose store holds a few megabytes."""
+def start(tree: Path, base: Path, variants: Sequence[str] = VARIANTS) -> ComfyServer:
+    """A server with tiny models, not started yet, whose store holds a few megabytes."""
     for name in ("custom_nodes", "input", "output", "user", "models/diffusers"):
         (base / name).mkdir(parents=True, exist_ok=True)
     link_folder(ROOT, base / "custom_nodes" / PACK_NAME)
     write_examples(base / "input")
-    for variant in VARIANTS:
+    for variant in variants:
         folder = base / "models" / "diffusers" / f"helios-tiny-{variant}"
         command = [sys.executable, "-m", "helios_core", "tiny", "--variant", variant, "--output", str(folder)]
         subprocess.run(command, check=True, capture_output=True)
@@ -148,17 +148,20 @@ def soak(server: ComfyServer, base: Path, jobs: Sequence[Job]) -> Iterator[Measu
         else:
             usual = 0.8 * usual + 0.2 * seconds
         outcome = failure(entry) or "success"
-        status, memory = _numbers(server.pid, "status"), _numbers(server.pid, "smaps_rollup")
+        status, memory = process_numbers(server.pid, "status"), process_numbers(server.pid, "smaps_rollup")
         yield Measured(
             index, job.workflow, "interrupted" if outcome.startswith("Interrupted") else outcome, round(seconds, 2),
             memory["Rss"] / 1024, memory["Pss"] / 1024, status["VmHWM"] / 1024,
-            len(list(Path(f"/proc/{server.pid}/fd").iterdir())), status["Threads"],
-            _size(store) / MIB,
+            open_files(server.pid), status["Threads"], _size(store) / MIB,
         )  # fmt: skip
         _age(store)
 
 
-def _numbers(pid: int, file: str) -> dict[str, int]:
+def open_files(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def process_numbers(pid: int, file: str) -> dict[str, int]:
     """Lines like ``VmRSS:  123 kB`` of a file under /proc."""
     lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
     parts = [line.split() for line in lines if ":" in line]

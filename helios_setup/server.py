@@ -177,9 +177,13 @@ class ComfyServer:
             self._check_alive()
             raise
 
+    def content(self, path: str) -> bytes:
+        """What lies at a path."""
+        return self._ask(path)[1]
+
     def get(self, path: str) -> dict:
         """The JSON at a path such as `/queue`."""
-        return json.loads(self._ask(path)[1])
+        return json.loads(self.content(path))
 
     def post_raw(self, path: str, body: object) -> tuple[int, dict]:
         """POST JSON and return the status with the decoded answer ({} when it is not JSON)."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from helios_comfy_strip import BANDS, FILM_SHOWN, SECONDS, TAKE, VIDEO, Strip
+import pytest
+from helios_comfy_strip import BANDS, FILM_SHOWN, SECONDS, TAKE, VIDEO, Strip, page_memory, seeds
 
 from helios_setup.server import ComfyServer
 
 BLOBS = True
+ALLOWED_MIB = 16  # core's queue and history grow too
 LIVE_FILM = "Helios Distilled - Live"
 GROWING = f"() => {VIDEO}?.src.startsWith('blob:') && {VIDEO}.readyState >= 2"
 EDGE = f"() => {VIDEO}.buffered.length ? {VIDEO}.buffered.end({VIDEO}.buffered.length - 1) : 0"
@@ -88,4 +90,26 @@ def test_a_film_is_directed_from_its_strip(strip: Strip, comfy: ComfyServer) -> 
     assert re.search(r"(\d+) of \1 chunks, finished", strip.text()), "it is as long as it became"
     assert not any(cell["stale"] for cell in strip.cells())
     strip.screenshot("directed-finished")
+    assert strip.frontend.errors == []
+
+
+@pytest.mark.slow
+def test_ten_live_takes_leave_nothing_behind(strip: Strip) -> None:
+    strip.open(LIVE_FILM, text="a boat", max_chunks=0)
+    counts, sizes = [], []
+    for take in range(10):
+        strip.set(seed=next(seeds), filename_prefix=f"live{take}")
+        strip.run()
+        strip.page.wait_for_function(GROWING, timeout=SECONDS)
+        prompt(strip, "a storm")
+        strip.press("undo" if take % 2 else "pause")
+        strip.press("stop")
+        strip.until("finished")
+        strip.page.wait_for_function(FILM_SHOWN, timeout=SECONDS)
+        counts.append(strip.page.evaluate("() => ({ ...window.heliosLive })"))
+        sizes.append(page_memory(strip.page))
+        print(counts[-1], sizes[-1])
+    assert counts[-1] == counts[1], "listeners, timers and observers of ours"
+    assert sizes[-1]["MediaSource"] <= 1 and sizes[-1]["SourceBuffer"] <= 1
+    assert sizes[-1]["heap"] - sizes[1]["heap"] < ALLOWED_MIB
     assert strip.frontend.errors == []

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helios_comfy_strip import page_memory
 from helios_tools.frontend import FLAGS
 
 from helios_core.video.segments import VideoSettings, encode_segment
@@ -18,6 +19,8 @@ from helios_setup.paths import ROOT
 
 CHUNK = Fraction(33, 24)
 SECONDS = float(CHUNK)
+FULL_CHUNKS = 30  # more than a page holds behind the second that plays
+ALLOWED_MIB = 1
 TYPES = {"js": "text/javascript", "css": "text/css", "json": "application/json"}
 # Core's, with --disable-api-nodes; and none.
 POLICIES = {"forbidden": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'", "allowed": ""}
@@ -171,6 +174,24 @@ def test_a_long_film_is_held_for_a_minute_and_played_anywhere(film: tuple[Film, 
         assert (
             page.evaluate("() => video().buffered.length && video().buffered.end(0) - video().buffered.start(0)") < 95
         )
+
+
+@pytest.mark.parametrize("chunks", [48, pytest.param(200, marks=pytest.mark.slow)])
+def test_the_page_stays_as_large_while_a_film_grows(film: tuple[Film, Any], chunks: int) -> None:
+    """One chunk after the other, played behind the edge."""
+    _, page = film
+    sizes = []
+    for count in range(1, chunks + 1):
+        grow(film, [f"a{number}" for number in range(count)])
+        page.evaluate("second => strip.player.seek(second, true)", (count - 0.5) * SECONDS)
+        wait(page, "held(value)", (count - 0.4) * SECONDS)
+        if count in (FULL_CHUNKS, chunks):
+            sizes.append(page_memory(page))
+            print(count, sizes[-1])
+    begun, last = sizes
+    assert last["MediaSource"] == last["SourceBuffer"] == 1
+    assert last["heap"] - begun["heap"] < ALLOWED_MIB
+    assert page.evaluate("() => video().buffered.end(0) - video().buffered.start(0)") < 95
 
 
 @pytest.mark.parametrize("film", ["forbidden"], indirect=True)

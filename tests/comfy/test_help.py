@@ -21,7 +21,7 @@ from helios_setup.server import ComfyServer
 DOCS = ROOT / "web" / "docs"
 # Bytes a node, on average: all pages together stay a small download.
 MEAN_PICTURE = 55_000
-BLUEPRINT = "Helios text to video"
+BLUEPRINTS = {"Helios text to video": "helios_distilled_t2v", "Helios live video": "helios_distilled_live"}
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 # Names that Chinese users of ComfyUI write in Latin letters.
 LATIN_NAMES = {"VAE", "CLIP", "CFG", "gamma", "CFG-Zero*", "Latent"}
@@ -281,8 +281,7 @@ def template(title: str) -> dict[str, Any]:
 def test_help_page_and_blueprint_in_the_browser(comfy: ComfyServer, chromium: str, screenshots: Path) -> None:
     listed = {entry["name"]: key for key, entry in comfy.get("/global_subgraphs").items()
               if entry["info"]["node_pack"] == f"custom_nodes.{PACK_NAME}"}  # fmt: skip
-    assert list(listed) == [BLUEPRINT]
-    graph = api_graph("helios_distilled_t2v")
+    assert listed.keys() == BLUEPRINTS.keys()
     with browser.open_frontend(comfy.url, chromium) as frontend:
         frontend.load_template(template("Helios Distilled - Text to Video"), "Help")
         frontend.page.mouse.click(*frontend.page.evaluate(FOCUS, "HeliosChunkChain"))
@@ -293,18 +292,25 @@ def test_help_page_and_blueprint_in_the_browser(comfy: ComfyServer, chromium: st
         frontend.page.wait_for_function("image => image.complete && image.naturalWidth", arg=picture.element_handle())
         frontend.page.screenshot(path=str(screenshots / "help-page.png"))
 
-        frontend.load_template({"nodes": [], "links": [], "version": 0.4}, "Blueprint")
-        frontend.page.evaluate(ADD_BLUEPRINT, listed[BLUEPRINT])
-        frontend.page.screenshot(path=str(screenshots / "blueprint.png"))
-        assert frontend.problems() == []
-        queued = {entry["class_type"] + entry["_meta"]["title"]: entry for entry in frontend.prompt().values()}
-        del graph["11"]  # the blueprint ends with the video; saving it is left to the user
-        assert queued.keys() == {entry["class_type"] + entry["_meta"]["title"] for entry in graph.values()}
-        for entry in graph.values():
-            plain = {key: value for key, value in entry["inputs"].items() if not isinstance(value, list)}
-            found = queued[entry["class_type"] + entry["_meta"]["title"]]["inputs"]
-            assert plain.items() <= found.items()
-            assert entry["inputs"].keys() <= found.keys()
+        for blueprint, workflow in BLUEPRINTS.items():
+            frontend.load_template({"nodes": [], "links": [], "version": 0.4}, blueprint)
+            frontend.page.evaluate(ADD_BLUEPRINT, listed[blueprint])
+            frontend.page.screenshot(path=str(screenshots / f"blueprint-{workflow}.png"))
+            assert frontend.problems() == []
+            # Both end with the video; saving it is left to the user.
+            kept = [entry for entry in api_graph(workflow).values() if entry["class_type"] != "SaveVideo"]
+            check_queued(frontend.prompt(), kept)
+
+
+def check_queued(prompt: dict[str, Any], expected: list[dict[str, Any]]) -> None:
+    """Nodes of the same kinds and titles as ``expected``, with the same values."""
+    queued = {entry["class_type"] + entry["_meta"]["title"]: entry for entry in prompt.values()}
+    assert queued.keys() == {entry["class_type"] + entry["_meta"]["title"] for entry in expected}
+    for entry in expected:
+        plain = {key: value for key, value in entry["inputs"].items() if not isinstance(value, list)}
+        found = queued[entry["class_type"] + entry["_meta"]["title"]]["inputs"]
+        assert plain.items() <= found.items()
+        assert entry["inputs"].keys() <= found.keys()
 
 
 # What is read or heard in our widgets, without what a user wrote and what the server says.

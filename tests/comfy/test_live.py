@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 from helios_comfy_graphs import film, node
 
+from helios_core.take.prompts import schedule_from_text
 from helios_core.take.store import FOLDER_NAME
 from helios_core.video.reader import read_video
 from helios_setup.server import failure, output_files
@@ -167,6 +170,59 @@ def test_it_goes_on_with_all_directions_when_it_is_queued_again(comfy):
     assert [chunk["reused"] for chunk in manifest(comfy, "again")["chunks"]] == [True, True, False]
     graph["live"]["inputs"]["resume"] = False
     assert texts(comfy.run(graph))[0] == "0: a boat"
+
+
+def random_direction(rng: random.Random, text: str) -> dict[str, Any]:
+    """Something to say to a film of which a few chunks are made; some of it cannot be followed."""
+    do = rng.choice(["prompt", "prompt", "prompt", "undo", "roll", "pause", "continue"])
+    fields: dict[str, Any] = {"version": 1, "do": do}
+    if do == "prompt":
+        fields |= {"text": text, "blend": rng.randrange(3)}
+        fields |= rng.choice([{}, {"chunk": rng.randrange(12)}])
+    if do == "roll":
+        fields["chunk"] = rng.randrange(5)
+    return fields
+
+
+@pytest.mark.parametrize("count", [12, pytest.param(500, marks=pytest.mark.slow)])
+def test_two_clients_direct_one_film_at_once(comfy, count):
+    prefix = f"clients{count}"
+    shoot = Shoot(comfy, live(prefix))
+    shoot.until(0)
+
+    def client(number: int) -> dict[int, tuple[dict[str, Any], int]]:
+        """What was settled: the number that it got, what was said, and the chunk from which it holds."""
+        rng, settled = random.Random(number), {}
+        for index in range(count):
+            body = random_direction(rng, f"{number} says {index}")
+            status, answer = request(comfy, shoot.path(), body)
+            assert status == 200 or (status == 400 and answer["error"]), answer
+            if status == 200:
+                settled[answer["direction"]] = body, answer["chunk"]
+            time.sleep(rng.random() / 10)
+        assert list(settled) == sorted(settled), "each client is heard in its own order"
+        return settled
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(client, (1, 2))
+    shoot.direct("continue")
+    shoot.direct("stop")
+    entry = shoot.end()
+    assert failure(entry) is None
+    # Every answer is one entry of the manifest, and the schedule is what the answers say.
+    assert not set(one) & set(other)
+    kept, said = manifest(comfy, prefix)["directions"][:-2], dict(sorted((one | other).items()))
+    assert [direction["number"] for direction in kept] == list(said) == list(range(1, len(said) + 1))
+    undone, rows = {direction.get("undoes") for direction in kept}, {0: "a boat"}
+    for direction, (body, chunk) in zip(kept, said.values(), strict=True):
+        assert (direction["do"], direction.get("text")) == (body["do"], body.get("text"))
+        if body["do"] == "prompt" and direction["number"] not in undone:
+            rows[chunk] = body["text"]
+    schedule, changes = texts(entry)
+    assert dict(schedule_from_text(schedule, 0).rows) == rows
+    frames = read_video(output_files(entry, output(comfy))[0])
+    again = rendered(comfy, f"{prefix}_again", schedule, changes, len(frames) // FRAMES)
+    assert torch.equal(again, frames)
 
 
 def test_a_picture_becomes_the_anchor(comfy):

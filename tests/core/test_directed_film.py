@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -219,29 +220,57 @@ def test_directions_at_any_moment(tmp_path_factory, program):
     check(shoot, folder)
 
 
-@given(st.lists(st.lists(directions, max_size=6), min_size=2, max_size=2))
-@tries(in_ci=10)
-def test_two_directors_at_once(tmp_path_factory, programs):
-    """Three threads without any order between them."""
+class Changes:
+    """Counts what a director tells of: chunks that began, and directions of anybody."""
+
+    def __init__(self, director: Director):
+        self._director, self._count, self._counted = director, 0, threading.Condition()
+        director.on_change = self._tell
+
+    def _tell(self) -> None:
+        with self._counted:
+            self._count += 1
+            self._counted.notify_all()
+
+    def wait(self, more: int) -> None:
+        """Until ``more`` have come; not where none may come, in a film that is paused or has ended."""
+        with self._counted:
+            until = self._count + more
+            self._counted.wait_for(lambda: self._count >= until or not self._runs(), 30)
+
+    def _runs(self) -> bool:
+        state = self._director.state()
+        return state["live"] and not state["paused"]
+
+
+programs = st.lists(st.tuples(st.integers(0, 4), directions), max_size=8)
+
+
+@given(st.tuples(programs, programs), st.integers(0, 2))
+@tries(in_ci=15)
+def test_two_directors_at_once(tmp_path_factory, both, milliseconds):
+    """Three threads without any order between them: a direction comes some changes of the film after its director's
+    last one, while a chunk of ``milliseconds`` is made, begins or waits."""
     folder = tmp_path_factory.mktemp("shoot")
     shoot = Shoot(folder)
-    begun = threading.Event()
-    shoot.source.during = lambda _: begun.set()
+    changes, heard = Changes(shoot.director), ([], [])
+    shoot.source.during = lambda _: time.sleep(milliseconds / 1000)
 
-    def direct(program: list[Direction]) -> None:
-        begun.wait(30)
-        for direction in program:
-            shoot.direct(direction)
-        shoot.direct(Direction("continue"))
+    def direct(program: list[tuple[int, Direction]], settled: list[Direction]) -> None:
+        for more, direction in (*program, (0, Direction("continue"))):
+            changes.wait(more)
+            said = shoot.direct(direction)
+            settled += [] if said is None else [said]
 
-    threads = [threading.Thread(target=direct, args=(program,), daemon=True) for program in programs]
+    threads = [threading.Thread(target=direct, args=pair, daemon=True) for pair in zip(both, heard, strict=True)]
+    threads.append(threading.Thread(target=lambda: list(shoot.film.chunks(shoot.take)), daemon=True))
     for thread in threads:
         thread.start()
-    maker = threading.Thread(target=lambda: list(shoot.film.chunks(shoot.take)), daemon=True)
-    maker.start()
-    for thread in (*threads, maker):
+    for thread in threads:
         thread.join(60)
         assert not thread.is_alive(), "a deadlock"
+    for settled in heard:
+        assert settled == sorted(settled, key=lambda direction: direction.number), "each is heard in its own order"
     check(shoot, folder)
 
 
