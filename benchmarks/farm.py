@@ -35,13 +35,16 @@ TICK, PAGE = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True)
 class Measured:
-    """``films`` after the first of each worker: seconds in all, in films, and of all processors."""
+    """``films`` after the first of each worker: seconds in all, in films, and of all processors.
+
+    The last are None for several workers, of which one may have been sent away before the other's last film ends.
+    """
 
     workers: int
     films: int
     wall: float
     in_films: float
-    processors: float
+    processors: float | None
 
     @property
     def films_an_hour(self) -> float:
@@ -84,7 +87,7 @@ def measured(workers: int, options: argparse.Namespace) -> Measured:
                 in_films += outcome.seconds
             if count == options.films:  # before the workers are sent away
                 wall, processors = time.monotonic() - begun, processor_seconds() - spent
-    return Measured(workers, options.films - first, wall, in_films, processors)
+    return Measured(workers, options.films - first, wall, in_films, processors if first == 1 else None)
 
 
 def processor_seconds() -> float:
@@ -147,9 +150,11 @@ def main() -> None:
     runs = []
     for name, workers in {"a plain loop": 0, "one worker": 1, "two workers": 2}.items():
         runs.append(run := measured(workers, options))
-        figures = f"{run.films_an_hour:.0f} | {run.wall:.1f} | {run.in_films:.1f} | {run.processors:.1f}"
+        processors = "" if run.processors is None else f"{run.processors:.1f}"
+        figures = f"{run.films_an_hour:.0f} | {run.wall:.1f} | {run.in_films:.1f} | {processors}"
         print(f"| {name} | {figures} |", flush=True)
     loop, one, two = runs
+    assert loop.processors is not None and one.processors is not None
     memory = driver_memory(options.many)
     found = {
         "two_against_one": two.films_an_hour / one.films_an_hour,

@@ -108,7 +108,7 @@ class HeliosFarmRender(io.ComfyNode):
 
             def publish(name: str) -> None:
                 film = store.folder / FILMS / f"{name}.mp4"
-                found[name] = target.publish(_with_metadata(film, file_metadata(cls.hidden)))
+                found[name] = _published(film, target, file_metadata(cls.hidden))
                 feeds.finished(name, found[name])
 
             for event in events:
@@ -150,9 +150,13 @@ def usable_job(row: Mapping[str, Any]) -> Job:
     return job
 
 
-def _with_metadata(film: Path, metadata: Mapping[str, Any]) -> Path:
-    """The film with the workflow in it, under another name."""
+def _published(film: Path, target: Target, metadata: Mapping[str, Any]) -> Path:
+    """The film with the workflow in it, in the output folder; nothing of it stays where the farm left it."""
     finished = film.with_name(f".{film.stem}.part.mp4")
-    finish_video(film, finished, None, metadata)
+    try:
+        finish_video(film, finished, None, metadata)
+        path = target.publish(finished)
+    finally:
+        finished.unlink(missing_ok=True)  # its name alone: the published one is a link
     film.unlink()
-    return finished
+    return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -77,7 +78,8 @@ def generate(options: argparse.Namespace) -> None:
         if team.leads:
             raise
         team.outlast_first()  # it says why, and torchrun ends all processes once one has ended
-        sys.exit(2)
+        sys.stderr.flush()
+        os._exit(2)  # without gloo's threads, whose end is sometimes std::terminate where a process is lost
     team.leave()
 
 

@@ -64,6 +64,7 @@ class Members:
         import ray
 
         group = ray.util.get_current_placement_group()
+        assert group is not None, "whoever starts this worker reserves a group for its processes"
         port = _free_port()
         asked = []
         for rank in range(self._count + 1):

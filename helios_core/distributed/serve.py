@@ -61,7 +61,10 @@ def application(values: Mapping[str, str], renderer: Renderer, sizes: Any = mode
     )
     has_gpus = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
     each = {"CPU": 1, "GPU": int(has_gpus)}
-    several = {"placement_group_bundles": [each] * renderer.processes, "placement_group_strategy": STRATEGY}
+    several: dict[str, Any] = {
+        "placement_group_bundles": [each] * renderer.processes,
+        "placement_group_strategy": STRATEGY,
+    }
     films = serve.deployment(
         num_replicas=_count(values, "replicas"),
         max_ongoing_requests=1,

@@ -89,7 +89,7 @@ def test_a_server_whose_films_have_two_processes(new_comfy, tiny_folder, tmp_pat
 
     # As a run leaves them that broke off before it published: made again by the same farm.
     store, jobs = ChunkStore(output / "helios_store"), tmp_path / "jobs.jsonl"
-    names = {take["prompt"]: take["take"] for take in store.manifests()}
+    names = {take["settings"]["prompt"]: take["take"] for take in store.manifests()}
     usual = {"model": str(tiny_folder("distilled")), "width": SIZE, "height": SIZE, "chunks": 1, "seed": 3}
     rows = [{"id": names[prompt], "prompt": prompt, **usual} for prompt in reversed(prompts)]
     jobs.write_text("".join(json.dumps(row) + "\n" for row in rows))

