@@ -150,14 +150,17 @@ def summary(film: LiveFilm, warm: int = WARM_CHUNKS) -> dict[str, float]:
     seconds; ``direction_of_allowed`` is a direction's time in parts of the one that is allowed, without its tenth."""
     counted = film.chunks[warm - 1 :]
     first, times = counted[0], {row.chunk: row.at for row in film.chunks}
-    usual = statistics.median(later.at - row.at for row, later in itertools.pairwise(counted))
-    said = [said for said in film.said if said.chunk in times]
-    took = [times[said.chunk] - said.at for said in said]
-    allowed = [max(0.0, times[said.chunk - 1] - said.at) + usual for said in said]
+    lasted = {later.chunk: later.at - row.at for row, later in itertools.pairwise(counted)}
+    usual = statistics.median(lasted.values())
+    said = [entry for entry in film.said if entry.chunk in lasted]
+    took = [times[entry.chunk] - entry.at for entry in said]
+    allowed = [max(0.0, times[entry.chunk - 1] - entry.at) + usual for entry in said]
+    shares = list(map(float.__truediv__, took, allowed))
     return {
         "chunks": len(film.chunks),
         "seconds": film.seconds,
         "chunk_seconds": usual,
+        "chunk_seconds_of_new_prompts": statistics.median(lasted[entry.chunk] for entry in said),
         "rss_first": first.rss,
         "rss_last": counted[-1].rss,
         "rss_growth": max(row.rss for row in counted) - first.rss,
@@ -165,8 +168,9 @@ def summary(film: LiveFilm, warm: int = WARM_CHUNKS) -> dict[str, float]:
         "threads_growth": max(row.threads for row in counted) - first.threads,
         "directions": len(said),
         "direction_seconds": statistics.median(took),
-        "direction_of_allowed": statistics.median(map(float.__truediv__, took, allowed)),
-        "direction_of_allowed_worst": max(map(float.__truediv__, took, allowed)),
+        "direction_of_allowed": statistics.median(shares),
+        "direction_of_allowed_worst": max(shares),
+        "directions_late": sum(share > ALLOWED_TIME for share in shares),
         **{f"waited_for_{kind}": seconds / film.seconds for kind, seconds in film.waited.items()},
     }
 

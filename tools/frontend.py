@@ -34,8 +34,9 @@ SETTINGS = {
 START_SECONDS = 60
 # Of what start-up reports, only this is ours: core asks for user files that a new user does not have.
 OUR_FILES = "/extensions/"
-# Core's default workflow asks a hub, at any time after start-up, how large its models are; the server forbids it.
-REFUSED_BY_SERVER = "Content Security Policy"
+# Core's default workflow asks a hub, at any time after start-up, how large its models are; the server forbids it, but
+# not to pages with `blobs`.
+REFUSED_BY_SERVER, HUB = "Content Security Policy", "https://huggingface.co/"
 
 READY = "() => window.app?.vueAppReady && app.extensionManager?.workflow?.activeWorkflow"
 LOAD_API = "([graph, name]) => app.loadApiJson(graph, name)"
@@ -100,7 +101,8 @@ class Frontend:
 
     def _on_console(self, message: Any) -> None:
         source = message.location.get("url", "").removeprefix(self.url)
-        if message.type == "error" and REFUSED_BY_SERVER not in message.text:
+        asked_hub = REFUSED_BY_SERVER in message.text or source.startswith(HUB)
+        if message.type == "error" and not asked_hub:
             self.errors.append(f"{message.text} ({source})")
 
     def start(self) -> None:

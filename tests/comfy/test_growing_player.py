@@ -187,7 +187,6 @@ def test_the_page_stays_as_large_while_a_film_grows(film: tuple[Film, Any], chun
         wait(page, "held(value)", (count - 0.4) * SECONDS)
         if count in (FULL_CHUNKS, chunks):
             sizes.append(page_memory(page))
-            print(count, sizes[-1])
     begun, last = sizes
     assert last["MediaSource"] == last["SourceBuffer"] == 1
     assert last["heap"] - begun["heap"] < ALLOWED_MIB

@@ -1,9 +1,9 @@
-"""A short soak: the same jobs, measurements and bounds as ``benchmarks/soak.py``."""
+"""Short soaks: the same jobs, measurements and bounds as ``benchmarks/soak.py`` and ``benchmarks/live.py``."""
 
 import sys
 
 import pytest
-from helios_benchmarks import soak
+from helios_benchmarks import live, soak
 
 JOBS, WARM, INTERRUPTS = 24, 12, 6
 
@@ -19,3 +19,32 @@ def test_jobs_leave_nothing_behind(comfyui_tree, tmp_path, monkeypatch):
     assert figures["rss_growth"] <= soak.ALLOWED_MIB
     assert figures["handles_growth"] <= soak.ALLOWED_HANDLES and figures["threads_growth"] <= soak.ALLOWED_THREADS
     assert figures["store_largest"] <= soak.QUOTA_MIB
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="measures through /proc")
+def test_a_live_film_leaves_nothing_behind(comfyui_tree, tmp_path, monkeypatch):
+    monkeypatch.setenv(soak.LIMIT_VARIABLE, str(soak.QUOTA_MIB / 1024))
+    film = live.LiveFilm()
+    with live.clocked(comfyui_tree, tmp_path) as server:
+        live.measure(film, server, (64, 64), chunks=24, directions=4)
+    figures = live.summary(film)
+    assert (figures["chunks"], figures["directions"]) == (24, 4)
+    assert figures["rss_growth"] <= soak.ALLOWED_MIB
+    assert figures["handles_growth"] <= soak.ALLOWED_HANDLES and figures["threads_growth"] <= soak.ALLOWED_THREADS
+    assert film.waited.keys() == {"feed", "file", "prompts"} and all(film.waited.values())
+
+
+def test_a_directions_time_is_told_in_parts_of_the_one_allowed():
+    """Chunks of 2 s; one prompt is given half a second before a chunk ends, another one 1.5 s, both shown 2 s later."""
+    ends = {chunk: 2.0 * chunk for chunk in range(12)}
+    ends[11] = 23.0  # one second late
+    chunks = [live.Measured(chunk, at, 100.0 + chunk, 10, 4) for chunk, at in ends.items()]
+    film = live.LiveFilm(chunks, [live.Said(15.5, 9), live.Said(18.5, 11)], {"feed": 0.23}, 23.0)
+    figures = live.summary(film)
+    assert figures["chunk_seconds"] == 2.0 and figures["rss_growth"] == 4.0
+    assert figures["direction_seconds"] == pytest.approx((2.5 + 4.5) / 2)
+    assert figures["direction_of_allowed"] == pytest.approx((1 + 4.5 / 3.5) / 2)
+    assert figures["direction_of_allowed_worst"] == pytest.approx(4.5 / 3.5)
+    assert figures["directions_late"] == 1 and figures["chunk_seconds_of_new_prompts"] == 2.5
+    assert figures["waited_for_feed"] == pytest.approx(0.01)
