@@ -139,23 +139,38 @@ def install_packages(tree: Path) -> None:
     )
 
 
-SYSTEM_TOOLS = {"ffprobe": ("ffmpeg", "read video files with it"), "chromium": ("chromium", "open the browser")}
+# The programs of which one is enough, the packages that bring one, and what for.
+BROWSERS = (
+    "chromium-headless-shell",  # half the processor time of a whole Chromium without a window
+    *("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge"),
+)
+SYSTEM_TOOLS = (
+    (("ffprobe",), ("ffmpeg",), "read video files with it"),
+    (BROWSERS, ("chromium-headless-shell", "chromium"), "open the browser"),
+)
 
 
 def install_system_tools() -> None:
     """Install what the tests use from Debian where that is possible without asking; else say what is skipped."""
-    missing = {tool: SYSTEM_TOOLS[tool] for tool in SYSTEM_TOOLS if not shutil.which(tool)}
     debian = Path("/etc/debian_version").exists() and shutil.which("apt-get")
-    if missing and debian and hasattr(os, "geteuid") and os.geteuid() == 0:
-        packages = [package for package, _ in missing.values()]
-        say(f"Installing {' and '.join(packages)} with apt-get ...")
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for arguments in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
-            subprocess.run(["apt-get", "-q", *arguments], env=environment, capture_output=True, check=False)
-    for tool, (_, purpose) in missing.items():
-        if not shutil.which(tool):
-            say(f"{tool} is not installed: the tests that {purpose} are skipped.")
+    may_install = debian and hasattr(os, "geteuid") and os.geteuid() == 0
+    missing = [tool for tool in SYSTEM_TOOLS if not any(map(shutil.which, tool[0]))]
+    if missing and may_install:
+        apt_get("update")
+    for programs, packages, purpose in missing:
+        for package in packages if may_install else ():
+            if not any(map(shutil.which, programs)):
+                say(f"Installing {package} with apt-get ...")
+                apt_get("install", "-y", "--no-install-recommends", package)
+        if not any(map(shutil.which, programs)):
+            say(f"{packages[-1]} is not installed: the tests that {purpose} are skipped.")
     install_web_tools()
+
+
+def apt_get(*arguments: str) -> None:
+    """Run apt-get without questions; whether it worked is seen by what is there."""
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    subprocess.run(["apt-get", "-q", *arguments], env=environment, capture_output=True, check=False)
 
 
 def install_web_tools() -> None:

@@ -12,7 +12,8 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
+from helios_setup.environment import BROWSERS
+
 FLAGS = (
     "--no-sandbox",
     # On one virtual machine its zygotes, which wait for work, now and then spun in the kernel for minutes.
@@ -86,7 +87,7 @@ CLIP_SECONDS = 20
 
 def chromium_path() -> str | None:
     """The browser to drive: HELIOS_CHROMIUM, or the first known program on PATH; None where there is none."""
-    return os.environ.get("HELIOS_CHROMIUM") or next(filter(None, map(shutil.which, PROGRAMS)), None)
+    return os.environ.get("HELIOS_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 class Frontend:

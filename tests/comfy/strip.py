@@ -9,12 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from helios_setup.paths import ROOT
 
 FILM, CLIP = "Helios Distilled - Long Video", "Helios Distilled - Text to Video"
 TINY = "helios-tiny-distilled"
 SECONDS = 120_000
 seeds = itertools.count(50_000)
+# Long tests of what does not depend on how nodes are drawn: in the other design with --run-slow.
+IN_ONE_DESIGN = pytest.mark.parametrize(
+    "strip", ["new-design", pytest.param("classic", marks=pytest.mark.slow)], indirect=True
+)
 
 SET_WIDGETS = """(values) => {
   for (const node of app.graph.nodes)

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from helios_comfy_strip import BANDS, FILM_SHOWN, SECONDS, TAKE, VIDEO, Strip, page_memory, seeds
+from helios_comfy_strip import BANDS, FILM_SHOWN, IN_ONE_DESIGN, SECONDS, TAKE, VIDEO, Strip, page_memory, seeds
 
 from helios_setup.server import ComfyServer
 
@@ -36,6 +36,7 @@ def prompt(strip: Strip, text: str, chunk: int | None = None) -> None:
     strip.page.wait_for_function("() => !document.querySelector('.helios-direct-field').value", timeout=SECONDS)
 
 
+@IN_ONE_DESIGN
 def test_a_film_is_directed_from_its_strip(strip: Strip, comfy: ComfyServer) -> None:
     strip.open(LIVE_FILM, text="a boat", max_chunks=60)
     bar = strip.page.locator(".helios-direct")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from helios_comfy_strip import FILM, SECONDS, VIDEO, Strip
+from helios_comfy_strip import FILM, IN_ONE_DESIGN, SECONDS, VIDEO, Strip
 
 from helios_setup.server import ComfyServer
 
@@ -37,6 +37,7 @@ def stop(strip: Strip, comfy: ComfyServer) -> None:
     assert strip.page.locator(LIVE).is_hidden() and strip.page.evaluate(STREAMS) == 0
 
 
+@IN_ONE_DESIGN
 def test_a_growing_take_is_played_behind_its_edge(strip: Strip, comfy: ComfyServer) -> None:
     begin(strip, 44)
     before = buffered_beyond(strip, 0)
@@ -57,6 +58,7 @@ def test_a_growing_take_is_played_behind_its_edge(strip: Strip, comfy: ComfyServ
     assert strip.frontend.errors == []
 
 
+@IN_ONE_DESIGN
 def test_takes_that_are_played_while_they_grow_leave_nothing_behind(strip: Strip, comfy: ComfyServer) -> None:
     counts = []
     for _ in range(3):

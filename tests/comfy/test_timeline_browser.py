@@ -11,6 +11,7 @@ from helios_comfy_strip import (
     CONNECT_SCHEDULE,
     FILM,
     FILM_SHOWN,
+    IN_ONE_DESIGN,
     SECONDS,
     VIDEO,
     WIDGET,
@@ -46,6 +47,7 @@ def drag_border(strip: Strip, row: int, chunk: int) -> None:
     strip.page.mouse.up()
 
 
+@IN_ONE_DESIGN
 def test_borders_of_prompts_are_dragged_and_only_what_follows_is_made_anew(strip: Strip) -> None:
     open_schedule(strip)
     strip.run()
@@ -101,6 +103,7 @@ VERSIONS = """() => [...document.querySelectorAll('.helios-version video')]
   .filter(video => video.readyState >= 2).length"""
 
 
+@IN_ONE_DESIGN
 def test_versions_of_a_chunk_are_made_side_by_side_and_one_is_picked(strip: Strip, comfy: ComfyServer) -> None:
     others = spares(comfy)
     strip.open(FILM, num_chunks=3)
