@@ -324,7 +324,7 @@ SAID = """() => [...document.querySelectorAll('.helios-strip, .helios-panel, .he
   }
   return found.map(text => text.trim()).filter(text => text)
 })"""
-SAME_IN_BOTH = {"Helios", "ComfyUI", "fps", "Run", "positive", "Enter"}
+SAME_IN_BOTH = {"Helios", "ComfyUI", "fps", "KiB", "MiB", "GiB", "Run", "positive", "Enter"}
 
 
 def test_nothing_of_a_film_is_told_in_english_in_a_chinese_browser(

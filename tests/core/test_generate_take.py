@@ -75,7 +75,7 @@ def test_an_end_image_is_the_pipelines(tmp_path, tiny_folder, capsys):
     assert all(chunk.reused for chunk in stream)
     capsys.readouterr()
     for name, value, message in (
-        ("end-image", tmp_path / "nowhere.png", "error: --end-image '.*nowhere.png' cannot be read"),
+        ("end-image", tmp_path / "nowhere.png", "error: --end-image '.*cannot be read"),
         ("end-strength", 1.5, "error: strength=1.5 must be from 0"),
         ("end-chunks", 0, "error: guided_chunks=0 must be from 1"),
     ):
