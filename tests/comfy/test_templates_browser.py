@@ -78,9 +78,10 @@ def test_first_press_of_run_is_accepted(frontend: Any, comfy: ComfyServer, templ
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("new_design", [False, True], ids=["classic", "new-design"])
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.api)
-def test_first_press_of_run_gives_a_video(comfy: ComfyServer, chromium: str, template: Any) -> None:
-    with browser.open_frontend(comfy.url, chromium) as frontend:
+def test_first_press_of_run_gives_a_video(comfy: ComfyServer, chromium: str, template: Any, new_design: bool) -> None:
+    with browser.open_frontend(comfy.url, chromium, **{"Comfy.VueNodes.Enabled": new_design}) as frontend:
         frontend.load_template(read(WORKFLOWS / f"{template.title}.json"), template.title)
         entry = comfy.wait(press_run(frontend)["prompt_id"], timeout=3600)
         assert failure(entry) is None
