@@ -104,8 +104,10 @@ class ScoreModels:
     def read(cls, folder: Path | None, device: torch.device | str = "cpu") -> ScoreModels:
         """Takes LAION's head, and the CLIP folder whose embeddings it takes; None: there is nothing.
 
+        Without transformers, or with a damaged CLIP, every score is absent.
+
         Raises:
-            HeliosError: no folder, or transformers is absent.
+            HeliosError: no folder.
         """
         if folder is None:
             return cls()
