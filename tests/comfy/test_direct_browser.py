@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+from io import BytesIO
 from typing import Any
+from urllib.parse import urlsplit
 
+import av
 import pytest
 from helios_comfy_strip import BANDS, FILM_SHOWN, IN_ONE_DESIGN, SECONDS, TAKE, VIDEO, Strip, page_memory, seeds
+from PIL import Image
 
 from helios_setup.server import ComfyServer
 
@@ -92,6 +97,58 @@ def test_a_film_is_directed_from_its_strip(strip: Strip, comfy: ComfyServer) -> 
     assert not any(cell["stale"] for cell in strip.cells())
     strip.screenshot("directed-finished")
     assert strip.frontend.errors == []
+
+
+DROP = """([bytes, name]) => {
+    const data = new DataTransfer()
+    data.items.add(new File([new Uint8Array(bytes)], name, { type: 'image/png' }))
+    const bar = document.querySelector('.helios-direct')
+    bar.dispatchEvent(new DragEvent('drop', { dataTransfer: data, bubbles: true, cancelable: true }))
+}"""
+
+
+def red_picture() -> bytes:
+    held = BytesIO()
+    Image.new("RGB", (96, 64), (200, 30, 30)).save(held, "PNG")
+    return held.getvalue()
+
+
+@IN_ONE_DESIGN
+def test_a_picture_chosen_or_dropped_becomes_the_anchor(strip: Strip, comfy: ComfyServer) -> None:
+    strip.open(LIVE_FILM, text="a boat", max_chunks=60)
+    strip.run()
+    strip.page.locator(".helios-direct").wait_for(timeout=SECONDS)
+    strip.press("pause")
+    said(strip)
+    name = f"red {next(seeds)}.png"
+    with strip.page.expect_file_chooser() as chooser:
+        strip.press("anchor")
+    chooser.value.set_files({"name": name, "mimeType": "image/png", "buffer": red_picture()})
+    waiting = strip.page.locator(".helios-direct-waiting > div")
+    waiting.wait_for(timeout=SECONDS)
+    state = directing(strip, comfy)
+    assert [(one["do"], one["chunk"]) for one in state["pending"]] == [("anchor", state["next_chunk"])]
+    assert "another anchor" in waiting.inner_text()
+    strip.screenshot("anchored")
+    # Of what is no picture nothing changes, and its director is told; the page does not open it as a workflow.
+    strip.page.evaluate(DROP, [list(b"no picture"), "note.png"])
+    strip.page.get_by_text("is no picture").wait_for(timeout=SECONDS)
+    strip.press("undo")
+    strip.page.wait_for_function("() => !document.querySelector('.helios-direct-waiting > div')", timeout=SECONDS)
+    strip.page.evaluate(DROP, [list(red_picture()), name])
+    waiting.wait_for(timeout=SECONDS)
+    chunk = directing(strip, comfy)["next_chunk"]
+    strip.press("continue")
+    strip.until_finished(chunk + 1)
+    strip.press("stop")
+    strip.until("finished")
+    strip.page.wait_for_function(FILM_SHOWN, timeout=SECONDS)
+    address = urlsplit(strip.page.evaluate(f"() => {VIDEO}.src"))
+    with av.open(BytesIO(comfy.content(f"{address.path.removeprefix('/api')}?{address.query}"))) as file:
+        directed = json.loads(file.metadata["helios_directed"])
+    assert directed["anchors"] == {str(chunk): name}
+    refusal, *others = strip.frontend.errors
+    assert "400 (Bad Request)" in refusal and not others
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ const words = wordsOf('director')
 /**
  * @typedef {object} DirectorHost
  * @property {(take: TakeState, direction: object) => Promise<Answer>} [direct]
+ * @property {(picture: File) => Promise<{ error?: string, name?: string }>} [upload] to the input folder
  */
 
 export class Director {
@@ -36,19 +37,30 @@ export class Director {
     this._field.setAttribute('aria-label', words('field'))
     this._from = element('input', 'direct-from')
     Object.assign(this._from, { type: 'number', placeholder: words('next') })
+    this._picture = element('input')
+    Object.assign(this._picture, { type: 'file', accept: 'image/*', hidden: true })
+    this._picture.onchange = () => void this._anchor(this._picture.files)
     this._undo = button(words('undo'), words('undoes'), 'undo')
     this._pause = button('', '', 'pause')
     const buttons = [
       button(words('send'), words('sends'), 'prompt'),
+      button(words('picture'), words('pictures'), 'anchor'),
       this._undo,
       this._pause,
       button(words('stop'), words('stops'), 'stop')
     ]
     const from = element('label', 'direct-label', words('from'), this._from)
     this._waiting = element('div', 'direct-waiting')
-    const line = element('div', 'direct-line', this._field, from, ...buttons)
+    const line = element('div', 'direct-line', this._field, from, this._picture, ...buttons)
     this.root = element('div', 'direct', line, this._waiting)
     this.root.hidden = true
+    // A picture that the page gets instead would open as a workflow.
+    this.root.ondragover = (event) => event.preventDefault()
+    this.root.ondrop = (event) => {
+      event.preventDefault()
+      event.stopPropagation()
+      void this._anchor(event.dataTransfer?.files)
+    }
     line.onclick = (event) => {
       const action = /** @type {HTMLElement} */ (event.target).closest('button')?.dataset.action
       if (action) void this._do(action)
@@ -88,6 +100,10 @@ export class Director {
 
   /** @param {string} action */
   async _do(action) {
+    if (action === 'anchor') {
+      this._picture.click()
+      return
+    }
     if (action !== 'prompt') {
       void this.direct({ do: action })
       return
@@ -99,6 +115,17 @@ export class Director {
     else if (chunk < next) this.say(words('begun', { chunk: next + 1 }))
     else if (await this.direct({ do: action, text, ...(chunk >= 0 ? { chunk } : {}) }))
       this._field.value = this._from.value = ''
+  }
+
+  /** The picture is the film's anchor from the next chunk on. @param {FileList | null} [files] */
+  async _anchor(files) {
+    const picture = files?.[0]
+    if (!picture || !this.host.upload) return
+    const { error, name } = await this.host.upload(picture)
+    // So that the same picture can be chosen again.
+    this._picture.value = ''
+    if (error) this.say(error)
+    else await this.direct({ do: 'anchor', image: name })
   }
 
   /** @param {object} direction @returns {Promise<boolean>} whether it was taken */

@@ -78,6 +78,22 @@ async function direct(take, direction) {
 }
 
 /**
+ * Puts a picture into the input folder, where core puts those of Load Image.
+ * @param {File} picture
+ * @returns {Promise<{ error?: string, name?: string }>} the name it got there
+ */
+async function upload(picture) {
+  const body = new FormData()
+  body.append('image', picture)
+  try {
+    const response = await api.fetchApi('/upload/image', { method: 'POST', body })
+    return response.ok ? await response.json() : { error: words('not_uploaded', { name: picture.name, status: response.status }) }
+  } catch (error) {
+    return { error: String(error) }
+  }
+}
+
+/**
  * Deletes a take from the store.
  * @param {{ id: string }} take
  * @returns {Promise<string | void>} why it stays
@@ -92,7 +108,7 @@ export async function deleteTake(take) {
 }
 
 /** What every strip asks of the page. */
-export const stripHost = { address: partAddress, filmAddress, streamAddress, exists, resume: resumeTake, direct }
+export const stripHost = { address: partAddress, filmAddress, streamAddress, exists, resume: resumeTake, direct, upload }
 
 /** Queues a graph in API format. @param {object} prompt @param {object | null} workflow @returns {Promise<string>} why not */
 export async function queueGraph(prompt, workflow) {
