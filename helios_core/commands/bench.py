@@ -38,7 +38,7 @@ from ..video.drift.report import NO_SCORES, SCORES, Scores, report_file
 from ..video.reader import VideoReader
 from ..video.segments import VideoSettings
 from .drift import add_clip_vision
-from .films import DTYPES, load_pipeline, sampling
+from .films import DTYPES, device_or_default, load_pipeline, sampling
 
 RESULTS, TABLE_CSV, TABLE_MARKDOWN = "results.jsonl", "table.csv", "table.md"
 DRIFTS = ("luma", "contrast", "saturation", "hue", "sharpness", "motion")
@@ -212,6 +212,7 @@ def add_command(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> None:
     opencv()  # refused before anything is rendered
     rows = read_rows(options.prompts, options.lengths, options.limit)
+    models = ScoreModels.read(options.clip_vision, device_or_default(options.device))
     pipeline = load_pipeline(options.model, options.device, options.dtype)
     settings = {name: getattr(options, name) for name in ("width", "height", "steps", "seed")}
     settings |= {"model": pipeline.fingerprint("transformer", "vae", "text_encoder", "scheduler")}
@@ -221,7 +222,6 @@ def _run(options: argparse.Namespace) -> None:
         raise HeliosError(f"--output {options.output} cannot be made ({error.strerror}); choose another.") from None
     results = known_results(options.output / RESULTS, settings)
     pipeline.encode_prompt("")  # the first use reads the text encoder, which is no part of a film
-    models = ScoreModels.read(options.clip_vision, pipeline.device)
     for row in rows:
         known = results.get((row.name, row.frames), {})
         scores = models.of(row.prompt)

@@ -21,10 +21,14 @@ def load_pipeline(model: Path, device: str | None = None, dtype: str | None = No
 
     ``options`` and errors as for :meth:`HeliosPipeline.from_pretrained`.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_or_default(device)
     return HeliosPipeline.from_pretrained(
         model, DTYPES[dtype or ("float32" if device == "cpu" else "bfloat16")], device, **options
     )
+
+
+def device_or_default(device: str | None) -> str:
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def add_loading(command: argparse.ArgumentParser) -> None:

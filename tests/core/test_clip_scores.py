@@ -127,6 +127,14 @@ def test_drift_reports_them(folder, tmp_path, capsys):
     assert "Not measured: semantic (it takes the film's prompt and CLIP" in capsys.readouterr().out
 
 
+def test_bench_refuses_a_wrong_folder_before_it_reads_the_model(tmp_path, capsys):
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("id,prompt,duration\n1,a boat,33\n")
+    command = ["bench", "--model", str(tmp_path / "absent"), "--prompts", str(prompts)]
+    assert main([*command, "--clip-vision", str(tmp_path / "nowhere")]) == 2
+    assert "is no folder; give one with a CLIP folder" in capsys.readouterr().err
+
+
 def test_bench_has_them_as_columns_and_measures_what_an_earlier_run_could_not(folder, tiny_folder, tmp_path, capsys):
     prompts, output = tmp_path / "prompts.csv", tmp_path / "bench"
     prompts.write_text(f"id,prompt,duration\n1,{PROMPT},33\n")
