@@ -54,12 +54,12 @@ export class Director {
     const line = element('div', 'direct-line', this._field, from, this._picture, ...buttons)
     this.root = element('div', 'direct', line, this._waiting)
     this.root.hidden = true
-    // A picture that the page gets instead would open as a workflow.
-    this.root.ondragover = (event) => event.preventDefault()
-    this.root.ondrop = (event) => {
+    // A picture that the page gets instead would open as a workflow; dropped words are the field's.
+    this.root.ondragover = this.root.ondrop = (event) => {
+      if (!event.dataTransfer?.types.includes('Files')) return
       event.preventDefault()
       event.stopPropagation()
-      void this._anchor(event.dataTransfer?.files)
+      if (event.type === 'drop') void this._anchor(event.dataTransfer.files)
     }
     line.onclick = (event) => {
       const action = /** @type {HTMLElement} */ (event.target).closest('button')?.dataset.action
