@@ -4,7 +4,7 @@
 
 The frontend shows a pack's template as a square picture and its file's name, without a description, so the words are
 in the picture. Films are helios-small's, as they come: Distilled's made on the spot, and Mid's from the picture of
-`small_films.py`, because they take ten times as long. There is no small Base; each card says whose film it shows.
+`small_films.py`, because they take ten times as long. Base's cards show these too; each says whose film it shows.
 """
 
 from __future__ import annotations
