@@ -156,10 +156,7 @@ def _order(arguments: Sequence[str]) -> list[str]:
 
 
 def _parallel(arguments: Sequence[str]) -> list[str]:
-    """Test files spread over the processors, unless the caller decides about that, or wants a debugger.
-
-    One process more than there are processors: a third of the time tests wait for servers and pages.
-    """
+    """Test files spread over the processors, unless the caller decides about that, or wants a debugger."""
     decided = any(argument.startswith(("-n", "--numprocesses", "--dist", "--pdb")) for argument in arguments)
-    processes = min(MOST_TEST_PROCESSES, (os.cpu_count() or 1) + 1)
+    processes = min(MOST_TEST_PROCESSES, os.cpu_count() or 1)
     return [] if decided or processes < 2 else ["-n", str(processes), "--dist", "loadfile"]

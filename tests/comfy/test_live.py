@@ -157,17 +157,22 @@ def test_a_directed_film_and_the_same_from_its_texts(comfy):
 
 
 def test_it_goes_on_with_all_directions_when_it_is_queued_again(comfy):
-    graph = live("again", max_chunks=2)
+    graph = live("again")
     shoot = Shoot(comfy, graph)
-    answer = shoot.direct("prompt", text="rain", chunk=1)
+    shoot.until(0)
+    chunk = shoot.direct("prompt", text="rain")["chunk"]
+    shoot.until(chunk)
+    shoot.direct("stop")
     entry = shoot.end()
-    assert answer["chunk"] == 1 and texts(entry)[0] == "0: a boat\n1~0: rain"
-    graph["live"]["inputs"]["max_chunks"] = 3
+    directed = f"0: a boat\n{chunk}~0: rain"
+    assert texts(entry)[0] == directed
+    count = len(manifest(comfy, "again")["chunks"])
+    graph["live"]["inputs"]["max_chunks"] = count + 1
     longer = comfy.run(graph)
-    assert texts(longer)[0] == "0: a boat\n1~0: rain"
+    assert texts(longer)[0] == directed
     first, second = (read_video(output_files(found, output(comfy))[0]) for found in (entry, longer))
-    assert len(second) == 3 * FRAMES and torch.equal(second[: 2 * FRAMES], first)
-    assert [chunk["reused"] for chunk in manifest(comfy, "again")["chunks"]] == [True, True, False]
+    assert len(second) == (count + 1) * FRAMES and torch.equal(second[: count * FRAMES], first)
+    assert [chunk["reused"] for chunk in manifest(comfy, "again")["chunks"]] == [True] * count + [False]
     graph["live"]["inputs"]["resume"] = False
     assert texts(comfy.run(graph))[0] == "0: a boat"
 
