@@ -3,7 +3,7 @@
     python -m benchmarks.learned models/helios-small [--films 20] [--rows text image ...] [--long 44]
 
 Prompts are held-out combinations that training never saw, with fresh seeds. :mod:`benchmarks.detector` reads the
-films; it knows colours, positions and shapes only. Writes benchmarks/results/learned-<date>.json.
+films; it knows colours, positions and shapes only. Writes benchmarks/results/learned-<date>-<variants>-<rows>.json.
 """
 
 from __future__ import annotations
@@ -183,7 +183,9 @@ def main() -> None:
                 results.append({"variant": variant, "row": row, "name": name, "asked": asked, "reached": reached})
             print(f"{variant:<10} {row:<14} {time.monotonic() - started:.0f} s")
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"learned-{datetime.now():%Y%m%d-%H%M}.json"
+    # With what was asked for: two runs that end in the same minute are two files.
+    asked = "-".join([*options.variants, *options.rows])
+    path = RESULTS / f"learned-{datetime.now():%Y%m%d-%H%M}-{asked}.json"
     settings = {"films": options.films, "steps": options.steps, "rows": results}
     path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
     print(path.name)

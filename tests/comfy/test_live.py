@@ -159,8 +159,10 @@ def test_a_directed_film_and_the_same_from_its_texts(comfy):
 def test_it_goes_on_with_all_directions_when_it_is_queued_again(comfy):
     graph = live("again")
     shoot = Shoot(comfy, graph)
-    shoot.until(0)
-    chunk = shoot.direct("prompt", text="rain")["chunk"]
+    shoot.direct("pause")
+    chunk = shoot.state()["next_chunk"] + 1
+    assert shoot.direct("prompt", text="rain", chunk=chunk)["chunk"] == chunk
+    shoot.direct("continue")
     shoot.until(chunk)
     shoot.direct("stop")
     entry = shoot.end()
