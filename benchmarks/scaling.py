@@ -147,14 +147,23 @@ def tflop_per_second() -> float:
     return (WORKS[0].tflop() + DECODE_TFLOP) * PUBLISHED_FPS / CHUNK_FRAMES
 
 
-def chunk_seconds(work: Work, processes: int, link: Link | None = None, halves: int = 1) -> float:
+def chunk_seconds(
+    work: Work, processes: int, link: Link | None = None, halves: int = 1, decode_apart: bool = False
+) -> float:
     """A chunk on one GPU, or on several: their forwards, what they send, and the decode, which one does alone.
 
-    With two ``halves`` each has every other forward.
+    With two ``halves`` each has every other forward. With ``decode_apart`` one GPU decodes while the others sample.
     """
-    config, rate, context = TransformerConfig(), tflop_per_second(), processes // halves
-    seconds = work.tflop() / rate / processes + DECODE_TFLOP / rate
-    if link is None:
+    rate = tflop_per_second()
+    sampling, decode = processes - decode_apart, DECODE_TFLOP / rate
+    seconds = work.tflop() / rate / sampling + sent_seconds(work, sampling, link, halves)
+    return max(seconds, decode) if decode_apart else seconds + decode
+
+
+def sent_seconds(work: Work, processes: int, link: Link | None, halves: int) -> float:
+    """What a chunk's exchanges between ``processes`` that sample take; none without a ``link``."""
+    config, context, seconds = TransformerConfig(), processes // halves, 0.0
+    if link is None or processes == 1:
         return seconds
     for stage, forwards in enumerate(work.forwards):
         history, noisy = tokens(HEIGHT, WIDTH, STAGES[stage])
@@ -199,14 +208,20 @@ def print_times() -> None:
         alone = chunk_seconds(work, 1)
         print(f"| {work.name} | 1 | {alone:.2f} | |")
         for processes in PROCESSES:
-            for halves in (1, 2) if work.guided else (1,):
+            for name, halves, decode_apart in ways(work, processes):
                 cells = []
                 for link in LINKS:
-                    seconds = chunk_seconds(work, processes, link, halves)
+                    seconds = chunk_seconds(work, processes, link, halves, decode_apart)
                     times = alone / seconds
                     cells.append(f"{seconds:.2f} ({times:.2f}; {sooner_together(times, processes)})")
-                name = f"{processes}" if halves == 1 else f"2 x {processes // 2}"
                 print(f"| {work.name} | {name} | {' | '.join(cells)} |")
+
+
+def ways(work: Work, processes: int) -> list[tuple[str, int, bool]]:
+    """How ``processes`` may divide a film: a name, halves, and whether one of them decodes."""
+    if work.guided:
+        return [(f"{processes}", 1, False), (f"2 x {processes // 2}", 2, False)]
+    return [(f"{processes}", 1, False), (f"{processes - 1} + 1 that decodes", 1, True)]
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from .samplers import ChunkSampler, EndFrame, OnStep, SchedulerConfig, sampler_o
 from .take.anti_drift import AntiDrift
 from .take.calls import with_keywords_of
 from .take.chunk import Chunk
-from .take.clip import OUTPUT_TYPES, HeliosOutput, check_output_type, whole_clip
+from .take.clip import OUTPUT_TYPES, HeliosOutput, check_output_type, finished, whole_clip
 from .take.film import Film, check_film, chunk_count
 from .take.fingerprint import fingerprint, folder_fingerprint
 from .take.history import History, check_size
@@ -39,6 +39,7 @@ from .take.seed_changes import SeedChanges, parse_seed_changes
 from .take.source import TransformerChunks
 from .take.take import Take
 from .take.texts import Texts, schedule_of
+from .take.video import Frames
 from .variants import VARIANTS
 from .video.frames import as_output
 
@@ -86,6 +87,7 @@ class HeliosPipeline:
         cuda_graphs: bool = False,
         context_parallel: int = 1,
         cfg_parallel: bool = False,
+        decode_parallel: bool = False,
     ) -> HeliosPipeline:
         """Loads a released folder, or a single transformer file in any known layout.
 
@@ -104,16 +106,17 @@ class HeliosPipeline:
         the first chunk then takes longer. ``cuda_graphs`` records the network once per latent size and replays it.
 
         ``context_parallel`` processes, started by torchrun, make each film together: each computes a part of every
-        forward. ``cfg_parallel`` takes twice as many, half of them for the negative prompt. All of them call the same
-        methods; the first alone gets the film.
+        forward. ``cfg_parallel`` takes twice as many, half of them for the negative prompt. ``decode_parallel`` takes
+        one more, which decodes what :meth:`stream` and the command line show, while the others sample the next chunk.
+        All of them call the same methods; the first alone gets the film.
 
         Raises:
             HeliosError: something is absent, foreign, incomplete or damaged, or an option does not fit the device.
         """
-        crew = Crew.join(context_parallel, cfg_parallel)
+        crew = Crew.join(context_parallel, cfg_parallel, decode_parallel)
         with nullcontext() if crew is None else crew.all_or_none():
             device = torch.device(device) if crew is None else crew.team.device(device)
-            leads, processes = (True, 1) if crew is None else (crew.leads, crew.team.size)
+            decodes, processes = (True, 1) if crew is None else (crew.leads or crew.decodes, crew.sampling)
             options = LoadOptions(offload, attention, fp8_matmul, compile, cuda_graphs, processes)
             options.check(device)
             source = open_transformer(folder_or_repo_id, variant)
@@ -127,12 +130,12 @@ class HeliosPipeline:
                     raise HeliosError(f"{source.path} is a transformer alone; give text_encoder= or prompt_embeds.")
                 return load_text_encoder(text_encoder, dtype, device, streamed=offload is not None)
 
-            transformer = options.load(source, dtype, device)
+            transformer = options.load(source, dtype, device, has_data=crew is None or not crew.decodes)
             if crew is not None:
                 crew.divide(transformer)
             return cls(
                 transformer=transformer,
-                vae=load_vae(vae, torch.float32, device if leads and offload is None else "cpu"),
+                vae=load_vae(vae, torch.float32, device if decodes and offload is None else "cpu"),
                 text_encoder=functools.cache(read_text_encoder),
                 variant=source.variant,
                 scheduler=SchedulerConfig.from_dict(source.scheduler),
@@ -145,10 +148,7 @@ class HeliosPipeline:
             )
 
     def close(self) -> None:
-        """Ends the reader thread of an offloaded pipeline and frees its buffers; dropping the pipeline does the same.
-
-        The next block starts them again.
-        """
+        """Ends an offloaded pipeline's reader thread and frees its buffers until the next block; dropping it, too."""
         if isinstance(self.transformer, StreamedTransformer):
             self.transformer.stream.close()
 
@@ -159,7 +159,7 @@ class HeliosPipeline:
     def follow(self) -> None:
         """In all processes but the first: computes for it until the film that its :meth:`stream` makes has ended."""
         if self.crew is not None and not self.crew.leads:
-            follow(self.transformer, self.crew, self.device)
+            follow(self.transformer, self.crew, self.device, self._frames)
 
     @torch.no_grad()
     @of_a_crew
@@ -278,17 +278,7 @@ class HeliosPipeline:
         start = replace(begun, skip_first_chunk=is_skip_first_chunk, anti_drift=anti_drift)
         film = Film(source, start, num_chunks, None, changes)
         chunks = (film if directing is None else directing(film)).chunks(take)
-        return self._finished(chunks, generator, decode=output_type != "latent")
-
-    @torch.no_grad()
-    def _finished(self, chunks: Iterator[Chunk], generator: torch.Generator, decode: bool) -> Iterator[Chunk]:
-        """The film's chunks as callers get them; ``generator`` is left as after the last one."""
-        for chunk in chunks:
-            assert chunk.history.random_state is not None
-            generator.set_state(chunk.history.random_state)
-            latents = chunk.latents.to(self.device)
-            frames = as_output(self.decode(latents), "uint8") if decode else None
-            yield replace(chunk, latents=latents, frames=frames)
+        return finished(chunks, generator, self.device, None if output_type == "latent" else self.frames)
 
     @torch.no_grad()
     @with_keywords_of(stream)
@@ -305,7 +295,9 @@ class HeliosPipeline:
     def live(self, text: str, output: str | Path, **keywords: Any) -> LiveFilm:
         """A film that is directed while it is made; see :func:`~helios_core.take.live.live_film`."""
         if self.crew is not None:
-            raise HeliosError("a live film is made by one process; load without context_parallel and cfg_parallel.")
+            raise HeliosError(
+                "a live film is made by one process; load without context_parallel, cfg_parallel and decode_parallel."
+            )
         return live_film(self, text, output, **keywords)
 
     def fingerprint(self, *parts: str) -> str:
@@ -335,6 +327,15 @@ class HeliosPipeline:
         with self.vae.at_work(self.device):
             # Encoding keeps its larger passes: it decides latents, whose bits must not depend on memory.
             return self.vae.decode(self.vae.denormalise(latents.to(self.vae.dtype)), 1 if is_offloaded else None)
+
+    def frames(self, latents: Tensor) -> Frames:
+        """One chunk's latents as for :meth:`decode` -> uint8 frames [33B,H,W,3], later if another process decodes."""
+        decoder = None if self.crew is None else self.crew.decoder
+        return self._frames(latents) if decoder is None else decoder.frames(latents)
+
+    @torch.no_grad()
+    def _frames(self, latents: Tensor) -> Tensor:
+        return as_output(self.decode(latents), "uint8").flatten(0, 1)
 
     def encode_anchor(self, picture: Any, width: int, height: int) -> Tensor:
         """A picture, given as ``image`` of :meth:`stream`, as an anchor [1,16,1,H/8,W/8], normalised model space."""

@@ -116,7 +116,7 @@ def _pipeline(options: argparse.Namespace, model: Path, team: Team) -> HeliosPip
     return load_pipeline(
         model,
         **loading(options),
-        **together(team.size, options.cfg_parallel),
+        **together(team.size, options.cfg_parallel, options.decode_parallel),
     )
 
 
@@ -154,6 +154,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seconds", type=float, default=5.0, help="length, rounded up to whole chunks of 33 frames")
     command.add_argument(
         "--cfg-parallel", action="store_true", help="under torchrun, half of the processes take the negative prompt"
+    )
+    command.add_argument(
+        "--decode-parallel", action="store_true", help="under torchrun, the last process decodes while others sample"
     )
     command.set_defaults(run=generate)
 

@@ -50,9 +50,10 @@ def loading(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names}
 
 
-def together(processes: int, cfg_parallel: bool) -> dict[str, Any]:
+def together(processes: int, cfg_parallel: bool, decode_parallel: bool = False) -> dict[str, Any]:
     """The keywords of :func:`load_pipeline` for ``processes`` that make a film together."""
-    return {"context_parallel": max(1, processes // (2 if cfg_parallel else 1)), "cfg_parallel": cfg_parallel}
+    switches = {"cfg_parallel": cfg_parallel, "decode_parallel": decode_parallel}
+    return {"context_parallel": max(1, (processes - decode_parallel) // (2 if cfg_parallel else 1)), **switches}
 
 
 def sampling(steps: Sequence[int] | None) -> dict[str, Any]:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
-from ..video.frames import frames_to_uint8
 from ..video.growing import PARTIAL_SUFFIX
 from ..video.segments import VideoSettings
 from .chunk import Chunk
 from .history import History
 from .render import FilmObserver, render_film
 from .take import Take
+from .video import Frames
 
 
 class FilmPipeline(Protocol):
@@ -24,7 +22,7 @@ class FilmPipeline(Protocol):
 
     def stream(self, *arguments: Any, **keywords: Any) -> Iterator[Chunk]: ...
 
-    def decode(self, latents: Tensor) -> Tensor: ...
+    def frames(self, latents: Tensor) -> Frames: ...
 
     def encode_prompt(self, prompt: str | Sequence[str]) -> Tensor: ...
 
@@ -60,14 +58,9 @@ def write_film(
         output.with_name(output.stem + PARTIAL_SUFFIX),
         settings,
         pipeline.fingerprint("vae"),
-        partial(_decoded, pipeline),
+        pipeline.frames,
         lambda finished: finished.replace(output),
         observer,
         metadata=metadata,
         finish_always=finish_always,
     )
-
-
-def _decoded(pipeline: FilmPipeline, latents: Tensor) -> Tensor:
-    with torch.no_grad():
-        return frames_to_uint8(pipeline.decode(latents))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from ..video.segments import VideoSettings, encode_segment
 from .chunk import Chunk
 from .history import History
 from .take import Take
-from .video import TakeVideo, segment_key
+from .video import Frames, TakeVideo, segment_key
 
 
 class FilmObserver(Protocol):
@@ -25,7 +26,8 @@ class FilmObserver(Protocol):
         """The chunk's latents are there."""
 
     def decoded(self, chunk: Chunk, frames: Tensor | None) -> None:
-        """The chunk's frames, uint8 [33,H,W,3], wait to be encoded; None where its encoded part was stored."""
+        """The chunk's frames, uint8 [33,H,W,3], wait to be encoded; None where its encoded part was stored, or its
+        frames are still on their way."""
 
     def on_disk(self, index: int, reused: bool, segment: str) -> None:
         """The chunk is in the growing file, its encoded part stored as ``segment``; called on the video's thread."""
@@ -40,7 +42,7 @@ def render_film(
     growing: Path,
     settings: VideoSettings,
     vae: str,
-    decode: Callable[[Tensor], Tensor],
+    decode: Callable[[Tensor], Frames],
     publish: Callable[[Path], Path],
     observer: FilmObserver,
     audio: Mapping[str, Any] | None = None,
@@ -52,7 +54,7 @@ def render_film(
     Args:
         growing: the file that is playable while it renders, ``<name>.partial.mp4``.
         vae: fingerprint of what decodes.
-        decode: a chunk's latents -> uint8 frames [33,H,W,3] on the CPU.
+        decode: a chunk's latents -> uint8 frames [33,H,W,3] on the CPU, now or later.
         publish: given the finished file under a temporary name, renames it and returns its name.
         audio, metadata: as for :meth:`TakeVideo.finish`, the latter asked for when all chunks are there.
         finish_always: writes the finished file of what there is also where an error or an interrupt ended the film.
@@ -84,7 +86,7 @@ def render_film(
                 begun[segment_key(chunk.key, vae, settings)] = (chunk.key, chunk.index, chunk.reused)
                 observer.decoding(chunk)
                 frames = video.add(chunk.key, partial(decode, chunk.latents))
-                observer.decoded(chunk, frames)
+                observer.decoded(chunk, None if isinstance(frames, Future) else frames)
         except BaseException:
             if finish_always and video.count:
                 with contextlib.suppress(Exception):  # what ended the film is what is told

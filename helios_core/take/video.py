@@ -8,9 +8,10 @@ import queue
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 import av
 from torch import Tensor
@@ -23,6 +24,8 @@ from .fingerprint import fingerprint
 from .store import ChunkStore, sync_folder
 
 WAITING_CHUNKS = 1
+Frames: TypeAlias = Tensor | Future[Tensor]
+"""One chunk's uint8 frames [33,H,W,3], which may still be on their way."""
 
 
 def segment_key(chunk_key: str, vae: str, settings: VideoSettings) -> str:
@@ -60,7 +63,7 @@ class TakeVideo:
         self._store, self._vae, self._resume, self._on_chunk = store, vae, resume, on_chunk
         self._keys: list[str] = []
         self._error: BaseException | None = None
-        self._queue: queue.Queue[tuple[str, bytes | Tensor] | int | None] = queue.Queue(WAITING_CHUNKS)
+        self._queue: queue.Queue[tuple[str, bytes | Frames] | int | None] = queue.Queue(WAITING_CHUNKS)
         self.count = 0  # chunks in the video and on their way into it
         with self._reported(path):
             self._growing = GrowingVideo(path)
@@ -72,8 +75,8 @@ class TakeVideo:
         """The growing file. It is this take's own, with a number where another process writes the asked-for one."""
         return self._growing.path
 
-    def add(self, chunk_key: str, decode: Callable[[], Tensor]) -> Tensor | None:
-        """Appends the take's next chunk; ``decode`` gives its uint8 frames [33,H,W,3] if no segment is stored.
+    def add(self, chunk_key: str, decode: Callable[[], Frames]) -> Frames | None:
+        """Appends the take's next chunk; ``decode`` gives its frames if no segment is stored.
 
         Returns the frames where they were decoded.
 
@@ -93,7 +96,7 @@ class TakeVideo:
             self._put(count)
             self.count = count
 
-    def _put(self, item: tuple[str, bytes | Tensor] | int) -> None:
+    def _put(self, item: tuple[str, bytes | Frames] | int) -> None:
         while True:
             self._raise_error()
             with contextlib.suppress(queue.Full):
@@ -113,7 +116,9 @@ class TakeVideo:
                     self._error = error
             item = None
 
-    def _encode(self, key: str, content: bytes | Tensor) -> None:
+    def _encode(self, key: str, content: bytes | Frames) -> None:
+        if isinstance(content, Future):
+            content = content.result()
         segment = content if isinstance(content, bytes) else encode_segment(content, self.settings)
         with self._reported(self.partial):
             self._growing.append(segment)

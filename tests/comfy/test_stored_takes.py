@@ -13,7 +13,7 @@ from helios_setup.paths import API_WORKFLOWS, ROOT
 from helios_setup.server import OPENER
 
 ARGUMENTS = ("--cpu", "--force-fp32", "--fp32-text-enc")
-CHUNKS = 12
+CHUNKS = 6
 TINY = "helios-tiny-distilled"
 SECONDS = 120_000
 VIDEO = "document.querySelector('dialog .helios-player-video:not([hidden])')"

@@ -12,6 +12,7 @@ from helios_comfy_strip import (
     CLIP,
     FILM,
     FILM_SHOWN,
+    IN_ONE_DESIGN,
     IN_WINDOW,
     SECONDS,
     TAKE,
@@ -79,6 +80,7 @@ def test_strip_fills_chunk_by_chunk_and_shows_the_film(strip: Strip) -> None:
     strip.check_page()
 
 
+@IN_ONE_DESIGN
 def test_roll_again_samples_only_what_follows(strip: Strip) -> None:
     strip.open(FILM, num_chunks=4)
     strip.run()
@@ -106,6 +108,7 @@ def test_roll_again_samples_only_what_follows(strip: Strip) -> None:
     strip.check_page()
 
 
+@IN_ONE_DESIGN
 def test_reload_restores_the_strip_and_interrupt_leaves_its_parts(strip: Strip, comfy: ComfyServer) -> None:
     strip.open(FILM, num_chunks=44)
     strip.run()
@@ -255,6 +258,7 @@ FOREIGN = """(take) => {
 }"""
 
 
+@IN_ONE_DESIGN
 def test_a_server_that_goes_away_is_told_and_what_it_lost_was_stopped(strip: Strip) -> None:
     """A take that no server will know: its process was killed before its first chunk was kept."""
     strip.open(FILM)
@@ -282,6 +286,7 @@ def test_foreign_events_change_nothing(strip: Strip, comfy: ComfyServer) -> None
     strip.check_page()
 
 
+@IN_ONE_DESIGN
 def test_emptied_store_and_unreadable_changes_are_told_calmly(strip: Strip, comfy: ComfyServer) -> None:
     store = comfy.log_file.parent / "output" / "helios_store"
     others = set(store.glob("*.segment.mp4"))
@@ -307,6 +312,7 @@ def test_emptied_store_and_unreadable_changes_are_told_calmly(strip: Strip, comf
     strip.frontend.errors.clear()
 
 
+@IN_ONE_DESIGN
 def test_twenty_takes_add_no_listeners_or_timers(strip: Strip) -> None:
     live = "() => ({ ...window.heliosLive })"
     strip.open(FILM, num_chunks=1)

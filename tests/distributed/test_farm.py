@@ -109,7 +109,9 @@ def test_a_killed_worker_costs_the_chunk_at_work(ray_cluster, tiny_folder, tmp_p
     check_a_killed_worker(ray_cluster, tmp_path, rows(tiny_folder("distilled"), PROMPTS), capsys)
 
 
-@pytest.mark.parametrize("lost", ["Member", pytest.param("FilmWorker", marks=pytest.mark.slow)])
+# A lost process ends its crew in test_crew.py, a lost worker is replaced above; both together take half a minute.
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", ["Member", "FilmWorker"])
 def test_a_film_of_two_processes_of_which_one_is_killed(ray_cluster, tiny_folder, tmp_path, capsys, lost):
     """Whichever it is, both are started again: latents are one process' to 1e-5, and no chunk is made twice."""
     jobs, output = table(tmp_path, *rows(tiny_folder("distilled"), PROMPTS[:1])), tmp_path / "films"

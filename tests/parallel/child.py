@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,38 @@ def lost(folder: Path, target: Path, which: int) -> None:
         except (HeliosError, MemoryError) as error:
             told = str(error)
     target.with_suffix(f".{dist.get_rank()}").write_text(told)
+
+
+def apart(folder: Path, target: Path) -> None:
+    """Films whose frames the last process makes: one that it cannot decode, and one that it begins to decode late."""
+    pipeline = HeliosPipeline.from_pretrained(folder / "distilled", context_parallel=2, decode_parallel=True)
+    decodes, begun = dist.get_rank() == 2, target / "second chunk"
+    keywords = {**FEW, **SQUARE, "prompt": "a boat", "num_frames": 99}
+    told = ""
+    with mock.patch.object(pipeline, "decode", side_effect=MemoryError("no memory is left")):
+        try:
+            list(pipeline.stream(**keywords))
+        except HeliosError as error:
+            told = str(error)
+    decode = pipeline.decode
+
+    def late(latents: torch.Tensor) -> torch.Tensor:
+        while decodes and not begun.exists():
+            time.sleep(0.01)
+        return decode(latents)
+
+    def on_step(chunk: int) -> Callable[..., None]:
+        return lambda *_: begun.touch() if chunk == 1 else None
+
+    with mock.patch.object(pipeline, "decode", late):
+        chunks = list(pipeline.stream(**keywords, on_step=on_step))
+    film = pipeline(**keywords, output_type="uint8")
+    if dist.get_rank() == 0:
+        frames = torch.cat([chunk.frames for chunk in chunks if chunk.frames is not None], 1)
+        state = {"latents": torch.cat([chunk.latents for chunk in chunks], 2), "frames": frames, "whole": film.frames}
+        torch.save(state | {"told": told, "order": [chunk.index for chunk in chunks]}, target / "film.pt")
+    else:
+        assert not chunks and all(tensor.is_meta for tensor in pipeline.transformer.parameters()) is decodes
 
 
 def command(arguments: list[str]) -> None:

@@ -27,6 +27,7 @@ from helios_core.networks.transformer import HeliosTransformer, TransformerConfi
 from helios_core.networks.transformer.ulysses import Ulysses
 from helios_core.pipeline import HeliosPipeline
 from helios_core.take.store import ChunkStore
+from helios_core.video.reader import read_video
 
 ROOT = Path(__file__).resolve().parents[2]
 # Five heads, which neither 2 nor 4 divides.
@@ -77,7 +78,9 @@ def spawn(processes: int, *steps: Sequence[Any]) -> list[subprocess.CompletedPro
     children = []
     for rank in range(processes):
         places = {"RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        # As many threads as here: some of what is compared is equal bit for bit.
+        threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **threads}
         environment |= {name: str(value) for name, value in places.items()}
         command = [sys.executable, str(Path(child.__file__)), json.dumps(steps, default=str)]
         pipe = subprocess.PIPE
@@ -95,6 +98,11 @@ def spawn(processes: int, *steps: Sequence[Any]) -> list[subprocess.CompletedPro
 
 def task(name: str, films: Sequence[str], **options: Any) -> dict[str, Any]:
     return {"name": name, "films": list(films), "options": options}
+
+
+def short_film(models: Path, folder: Path) -> list[str]:
+    film = ["--model", models / "distilled", "--prompt", "a boat", "--width", 64, "--height", 64, "--steps", 1, 1, 1]
+    return ["generate", *map(str, [*film, "--seconds", 2, "--fps", 33, "--output", folder / "film.mp4"])]
 
 
 GUIDED = ("mid-t2v", "mid-i2v", "base-t2v", "base-v2v")
@@ -123,14 +131,12 @@ def films_of(models, tmp_path_factory):
     def group(processes: int) -> tuple[Path, list[subprocess.CompletedProcess]]:
         if processes not in made:
             folder = tmp_path_factory.mktemp(f"of-{processes}")
-            film = ["--model", models / "distilled", "--prompt", "a boat", "--width", 64, "--height", 64, "--steps", 1]
-            film += [1, 1, "--seconds", 2, "--fps", 33, "--output", folder / "film.mp4"]
             ran = spawn(
                 processes,
                 ("films", [models, folder / "latents.pt", TASKS[processes]]),
                 ("traffic", [models, folder / "traffic.json", processes, TRAFFIC]),
                 ("refusals", [models, folder / "refused.json"]),
-                ("command", [["generate", *map(str, film)]]),
+                ("command", [short_film(models, folder)]),
             )
             assert [process.returncode for process in ran] == [0] * processes, [process.stderr for process in ran]
             made[processes] = (folder, ran)
@@ -193,6 +199,40 @@ def test_the_first_process_alone_writes_and_speaks(films_of, processes):
     assert not any(process.stdout for process in ran[1:])
 
 
+@pytest.fixture(scope="module")
+def decoded_apart(models, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("apart")
+    ran = spawn(3, ("apart", [models, folder]), ("command", [[*short_film(models, folder), "--decode-parallel"]]))
+    assert [process.returncode for process in ran] == [0] * 3, [process.stderr for process in ran]
+    return folder
+
+
+def test_another_process_decodes_while_the_next_chunk_is_sampled(decoded_apart, models):
+    """It waits with the first chunk until the second one is at work."""
+    made = torch.load(decoded_apart / "film.pt")
+    pipeline = HeliosPipeline.from_pretrained(models / "distilled")
+    keywords = {**child.FEW, **child.SQUARE, "prompt": "a boat", "num_frames": 99}
+    alone = list(pipeline.stream(**keywords))
+    expected = torch.cat([chunk.latents for chunk in alone], 2)
+    assert made["order"] == [0, 1, 2]
+    assert (made["latents"] - expected).abs().max() <= 1e-5 * expected.std()
+    frames = torch.cat([pipeline.frames(latents)[None] for latents in made["latents"].split(9, 2)], 1)
+    assert torch.equal(made["frames"], frames) and torch.equal(made["whole"], frames)
+
+
+def test_what_cannot_be_decoded_ends_the_film_alone(decoded_apart):
+    assert torch.load(decoded_apart / "film.pt")["told"] == "process 2, which decodes: no memory is left"
+
+
+def test_a_file_is_the_same_whoever_decodes(decoded_apart, models, tmp_path):
+    (ran,) = spawn(1, ("command", [short_film(models, tmp_path)]))
+    assert ran.returncode == 0, ran.stderr
+    films = [read_video(folder / "film.mp4") for folder in (decoded_apart, tmp_path)]
+    assert films[0].shape == films[1].shape == (66, 64, 64, 3)
+    off = (films[0].float() - films[1].float()).abs()
+    assert off.mean() < 1, "latents differ by rounding, which the codec carries on"
+
+
 def test_a_lost_process_ends_the_others(models, tmp_path):
     ran = spawn(2, ("lost", [models, tmp_path / "lost.json", 1]))
     assert ran[1].returncode < 0, "it was killed"
@@ -220,6 +260,12 @@ def test_bad_input_on_the_command_line_is_told_once(models, tmp_path):
     [
         ({}, {"context_parallel": 2}, "context_parallel=2 needs 2 processes, not 1; start them with torchrun"),
         ({}, {"cfg_parallel": True}, "context_parallel=1 with cfg_parallel=True needs 2 processes, not 1"),
+        ({}, {"decode_parallel": True}, "context_parallel=1 with decode_parallel=True needs 2 processes, not 1"),
+        (
+            {},
+            {"context_parallel": 2, "cfg_parallel": True, "decode_parallel": True},
+            "context_parallel=2 with cfg_parallel=True and decode_parallel=True needs 5 processes, not 1",
+        ),
         ({}, {"context_parallel": 0}, "context_parallel=0 must be a whole number from 1"),
         ({}, {"context_parallel": "2"}, "context_parallel='2' must be a whole number"),
         ({"WORLD_SIZE": "two"}, {"context_parallel": 2}, "WORLD_SIZE='two' is no number of processes"),

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...errors import HeliosError, shortened
 from ..transformer import HeliosTransformer
 from ..transformer.ulysses import Ulysses
+from .decoder import Decoder, Link
 from .team import LONGEST_WAIT, USUAL_WAIT, Team, in_touch
 
 HOST = torch.device("cpu")
@@ -43,27 +44,41 @@ class Crew:
 
     Process 0 leads: it alone has prompts, random numbers, solver, store, video and VAE, and asks the others for their
     part of each forward. So nothing can come to differ between processes but a velocity's parts. With ``halves`` 2 the
-    second half of the processes computes the velocity of the negative prompt.
+    second half of the processes computes the velocity of the negative prompt. With ``decode_apart`` the last process
+    takes no part in forwards: it decodes.
     """
 
-    def __init__(self, team: Team, halves: int = 1):
+    def __init__(self, team: Team, halves: int = 1, decode_apart: bool = False):
         """Called by all processes of ``team`` at the same time."""
         self.team, self.halves = team, halves
-        self.context = team.size // halves
+        # Those that compute forwards.
+        self.sampling = team.size - decode_apart
+        self.context = self.sampling // halves
         self.half, place = divmod(team.rank, self.context)
         # False once this process has left a forward that others are in: they answer no more.
         self.whole = True
+        link = None
         with in_touch():
             groups = [
                 dist.new_group(range(first, first + self.context), USUAL_WAIT)
-                for first in range(0, team.size, self.context)
+                for first in range(0, self.sampling, self.context)
             ]
             # Orders come when process 0 has something to ask: after it has read a prompt, decoded, or written a file.
-            self._orders = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
-        self.ulysses = Ulysses(place, self.context, groups[self.half]) if self.context > 1 else None
+            self._orders = dist.new_group(range(self.sampling), LONGEST_WAIT, "gloo")
+            self._tensors, self._reports = None, self._orders
+            if decode_apart:
+                self._tensors = dist.new_group(range(self.sampling), USUAL_WAIT)
+                self._reports = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
+                link = Link(self.sampling, dist.new_group([0, self.sampling], LONGEST_WAIT, "gloo"))
+        self.ulysses = (
+            Ulysses(place, self.context, groups[self.half]) if self.context > 1 and not self.decodes else None
+        )
+        self.decoder = Decoder(link) if link is not None and self.leads else None
+        # What the process that decodes is asked through; None in all others.
+        self.link = link if self.decodes else None
 
     @classmethod
-    def join(cls, context_parallel: int = 1, cfg_parallel: bool = False) -> Crew | None:
+    def join(cls, context_parallel: int = 1, cfg_parallel: bool = False, decode_parallel: bool = False) -> Crew | None:
         """The crew of the processes that the environment names; None for a process alone.
 
         Raises:
@@ -71,21 +86,28 @@ class Crew:
         """
         if not isinstance(context_parallel, int) or isinstance(context_parallel, bool) or context_parallel < 1:
             raise HeliosError(f"context_parallel={shortened(context_parallel)} must be a whole number from 1.")
-        wanted, there = context_parallel * (2 if cfg_parallel else 1), Team.announced().size
+        halves = 2 if cfg_parallel else 1
+        wanted, there = context_parallel * halves + decode_parallel, Team.announced().size
         if wanted == 1:
             return None
         if wanted != there:
-            doubled = " with cfg_parallel=True" if cfg_parallel else ""
+            switches = {"cfg_parallel": cfg_parallel, "decode_parallel": decode_parallel}
+            more = " and ".join(f"{name}=True" for name, value in switches.items() if value)
             raise HeliosError(
-                f"context_parallel={context_parallel}{doubled} needs {wanted} processes, not {there}; start them with "
-                f"torchrun --nproc-per-node {wanted}."
+                f"context_parallel={context_parallel}{f' with {more}' if more else ''} needs {wanted} processes, not "
+                f"{there}; start them with torchrun --nproc-per-node {wanted}."
             )
-        return cls(Team.from_environment(), 2 if cfg_parallel else 1)
+        return cls(Team.from_environment(), halves, decode_parallel)
 
     @property
     def leads(self) -> bool:
         """Whether this is process 0."""
         return self.team.leads
+
+    @property
+    def decodes(self) -> bool:
+        """Whether this process has no part in forwards."""
+        return self.team.rank == self.sampling
 
     def divide(self, transformer: HeliosTransformer) -> None:
         """Gives ``transformer``, this process's copy, its part of every forward.
@@ -127,7 +149,7 @@ class Crew:
     def _reasons(self, own: str | None) -> list[str | None]:
         told: list[str | None] = [None] * self.team.size
         with in_touch():
-            dist.all_gather_object(told, own, group=self._orders)
+            dist.all_gather_object(told, own, group=self._reports)
         return told
 
     # --- process 0 -----------------------------------------------------------------------------------------
@@ -137,7 +159,7 @@ class Crew:
         with in_touch():
             dist.broadcast_object_list([order], 0, group=self._orders, device=HOST)
             for tensor in tensors:
-                dist.broadcast(tensor.contiguous(), 0)
+                dist.broadcast(tensor.contiguous(), 0, group=self._tensors)
 
     @contextmanager
     def forward(self) -> Iterator[None]:
@@ -161,13 +183,18 @@ class Crew:
             except BaseException:
                 if self.whole:
                     with suppress(HeliosError):  # what failed may be one of the others
-                        self.order(Order("end"))
+                        self._end()
                 raise
-            self.order(Order("end"))
+            self._end()
 
         begun = running()
         next(begun)
         return begun
+
+    def _end(self) -> None:
+        self.order(Order("end"))
+        if self.decoder is not None:
+            self.decoder.end()
 
     # --- the others ----------------------------------------------------------------------------------------
 
@@ -178,7 +205,7 @@ class Crew:
             dist.broadcast_object_list(told, 0, group=self._orders, device=HOST)
             tensors = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in told[0].given]
             for tensor in tensors:
-                dist.broadcast(tensor, 0)
+                dist.broadcast(tensor, 0, group=self._tensors)
         return told[0], tensors
 
     # --- both ----------------------------------------------------------------------------------------------

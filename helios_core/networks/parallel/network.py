@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from ...errors import HeliosError
 from ..transformer import HeliosTransformer, PreparedHistory, PreparedText
 from .crew import Crew, Order
+from .decoder import serve
 from .team import LostProcessError
 
 
@@ -67,12 +68,17 @@ def _forget(numbers: dict[int, int], place: int, dropped: list[int]) -> None:
 
 
 @torch.no_grad()
-def follow(transformer: HeliosTransformer, crew: Crew, device: torch.device) -> None:
-    """The other processes' side: does what process 0 asks for until its film ends.
+def follow(
+    transformer: HeliosTransformer, crew: Crew, device: torch.device, decode: Callable[[Tensor], Tensor]
+) -> None:
+    """The other processes' side: does what process 0 asks for until its film ends; ``decode`` as for :func:`serve`.
 
     Raises:
         LostProcessError: another process ended or did not answer.
     """
+    if crew.link is not None:
+        serve(crew.link, decode)
+        return
     known: dict[int | None, PreparedText | PreparedHistory | None] = {None: None}
     while True:
         order, tensors = crew.receive(device)
