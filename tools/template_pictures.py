@@ -37,6 +37,10 @@ RED_BALL = "A red ball moves left in the snow."
 TRIANGLE = "An orange triangle moves up and down in a grey hall."
 RING = "A blue ring moves in a circle in the desert."
 SQUARE = "A green square bounces off the edges at night."
+# Changes that helios-small has learned: not of the background.
+BALLS = (RED_BALL, "A green ball moves right in the snow.")
+SQUARES = (SQUARE, "A red square bounces off the edges at night.")
+RINGS = (RING, "A red ring moves in a circle in the desert.", "A red ring moves up and down in the desert.")
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,10 @@ FILMS = {
     "v2v": Film(RING, 1, "video"),
     "long_video": Film(SQUARE, 3),
     "anchored_minute": Film(TRIANGLE, 2, "image", {"anti_drift": AntiDrift()}),
-    "interactive": Film(chunks=3, options={"prompt_schedule": [(0, RED_BALL), (1, TRIANGLE), (2, RING)], "blend": 1}),
-    "hand_chained": Film(chunks=2, options={"prompt_schedule": [(0, SQUARE), (1, RING)], "blend": 1}),
+    "interactive": Film(chunks=3, options={"prompt_schedule": list(enumerate(RINGS)), "blend": 1}),
+    "hand_chained": Film(chunks=2, options={"prompt_schedule": list(enumerate(SQUARES)), "blend": 1}),
     "drift_report": Film(SQUARE, 3),
-    "live": Film(chunks=2, options={"prompt_schedule": [(0, RED_BALL), (1, SQUARE)], "blend": 1}),
+    "live": Film(chunks=2, options={"prompt_schedule": list(enumerate(BALLS)), "blend": 1}),
     "larger": Film(RING, 1),
 }
 # Where a film lies in the picture of Mid's: column and row.

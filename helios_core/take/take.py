@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import HeliosError, shortened
 from .chunk import Chunk
 from .history import History
-from .memory import begin_film, end_film
+from .memory import return_freed
 from .store import TAKE_FORMAT, ChunkStore
 
 VERSION = 1
@@ -72,8 +72,10 @@ class Take:
 
     def chunk(self, key: str, previous_key: str, make: Callable[[], Chunk]) -> Chunk:
         """The chunk of ``key``: from the store, or made by ``make`` and kept before this returns."""
+        return_freed()
         chunk = self.store.get_chunk(key) if self.resume else None
         chunk = chunk or replace(make(), key=key)
+        return_freed()
         # Before it is kept, which evicts: making it may have taken longer than files are spared.
         self.store.touch(self._keys())
         if not chunk.reused:
@@ -183,7 +185,6 @@ class Take:
         return entry is not None
 
     def __enter__(self) -> Take:
-        begin_film()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -193,7 +194,7 @@ class Take:
             status = "interrupted"
         with contextlib.suppress(HeliosError):  # the disk may be what failed
             self.end(status)
-        end_film()
+        return_freed()
 
     def end(self, status: str, video: Path | None = None) -> None:
         """Notes how the take ended: ``finished``, ``interrupted`` or an error's sentence."""
