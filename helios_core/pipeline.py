@@ -335,7 +335,7 @@ class HeliosPipeline:
 
     @torch.no_grad()
     def _frames(self, latents: Tensor) -> Tensor:
-        return as_output(self.decode(latents), "uint8").flatten(0, 1)
+        return as_output(self.decode(latents.to(self.device)), "uint8").flatten(0, 1)
 
     def encode_anchor(self, picture: Any, width: int, height: int) -> Tensor:
         """A picture, given as ``image`` of :meth:`stream`, as an anchor [1,16,1,H/8,W/8], normalised model space."""
