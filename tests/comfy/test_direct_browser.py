@@ -149,6 +149,7 @@ def test_a_picture_chosen_or_dropped_becomes_the_anchor(strip: Strip, comfy: Com
     assert directed["anchors"] == {str(chunk): name}
     refusal, *others = strip.frontend.errors
     assert "400 (Bad Request)" in refusal and not others
+    strip.frontend.errors.clear()
 
 
 @pytest.mark.slow
@@ -167,6 +168,7 @@ def test_ten_live_takes_leave_nothing_behind(strip: Strip) -> None:
         counts.append(strip.page.evaluate("() => ({ ...window.heliosLive })"))
         sizes.append(page_memory(strip.page))
     assert counts[-1] == counts[1], "listeners, timers and observers of ours"
-    assert sizes[-1]["MediaSource"] <= 1 and sizes[-1]["SourceBuffer"] <= 1
+    # One of what an earlier test opened may still be held.
+    assert all(sizes[-1][kind] <= max(1, sizes[1][kind]) for kind in ("MediaSource", "SourceBuffer"))
     assert sizes[-1]["heap"] - sizes[1]["heap"] < ALLOWED_MIB
     assert strip.frontend.errors == []
