@@ -148,16 +148,16 @@ def tflop_per_second() -> float:
 
 
 def chunk_seconds(
-    work: Work, processes: int, link: Link | None = None, halves: int = 1, decode_apart: bool = False
+    work: Work, processes: int, link: Link | None = None, halves: int = 1, decode_parallel: bool = False
 ) -> float:
     """A chunk on one GPU, or on several: their forwards, what they send, and the decode, which one does alone.
 
-    With two ``halves`` each has every other forward. With ``decode_apart`` one GPU decodes while the others sample.
+    With two ``halves`` each has every other forward. With ``decode_parallel`` one GPU decodes while the others sample.
     """
     rate = tflop_per_second()
-    sampling, decode = processes - decode_apart, DECODE_TFLOP / rate
+    sampling, decode = processes - decode_parallel, DECODE_TFLOP / rate
     seconds = work.tflop() / rate / sampling + sent_seconds(work, sampling, link, halves)
-    return max(seconds, decode) if decode_apart else seconds + decode
+    return max(seconds, decode) if decode_parallel else seconds + decode
 
 
 def sent_seconds(work: Work, processes: int, link: Link | None, halves: int) -> float:
@@ -208,10 +208,10 @@ def print_times() -> None:
         alone = chunk_seconds(work, 1)
         print(f"| {work.name} | 1 | {alone:.2f} | |")
         for processes in PROCESSES:
-            for name, halves, decode_apart in ways(work, processes):
+            for name, halves, decode_parallel in ways(work, processes):
                 cells = []
                 for link in LINKS:
-                    seconds = chunk_seconds(work, processes, link, halves, decode_apart)
+                    seconds = chunk_seconds(work, processes, link, halves, decode_parallel)
                     times = alone / seconds
                     cells.append(f"{seconds:.2f} ({times:.2f}; {sooner_together(times, processes)})")
                 print(f"| {work.name} | {name} | {' | '.join(cells)} |")

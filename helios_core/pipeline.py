@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import open_transformer
+from .checkpoint.load import without_data
 from .checkpoint.options import LoadOptions
 from .checkpoint.streaming import StreamedTransformer
 from .checkpoint.text import load_text_encoder
@@ -130,7 +131,8 @@ class HeliosPipeline:
                     raise HeliosError(f"{source.path} is a transformer alone; give text_encoder= or prompt_embeds.")
                 return load_text_encoder(text_encoder, dtype, device, streamed=offload is not None)
 
-            transformer = options.load(source, dtype, device, has_data=crew is None or not crew.decodes)
+            samples = crew is None or not crew.decodes
+            transformer = options.load(source, dtype, device) if samples else without_data(source, dtype)
             if crew is not None:
                 crew.divide(transformer)
             return cls(
@@ -295,9 +297,7 @@ class HeliosPipeline:
     def live(self, text: str, output: str | Path, **keywords: Any) -> LiveFilm:
         """A film that is directed while it is made; see :func:`~helios_core.take.live.live_film`."""
         if self.crew is not None:
-            raise HeliosError(
-                "a live film is made by one process; load without context_parallel, cfg_parallel and decode_parallel."
-            )
+            raise HeliosError("a live film is made by one process; load without context_, cfg_ and decode_parallel.")
         return live_film(self, text, output, **keywords)
 
     def fingerprint(self, *parts: str) -> str:

@@ -34,8 +34,7 @@ def load_transformer(
     Raises:
         HeliosError: missing, extra or misshaped tensors; a damaged file; a foreign model.
     """
-    with torch.device("meta"):
-        model = HeliosTransformer(**source.config.to_dict(), dtype=dtype)
+    model = without_data(source, dtype)
     state = source.state_dict()
     check_state_dict(model, state, source.path, metadata=source.metadata)
     decode = decoders(state, source.metadata, source.path)
@@ -48,6 +47,12 @@ def load_transformer(
             placed[key] = place(key, tensor, dtype, device, decode.get(key))
     model.load_state_dict(placed, assign=True)
     return model.requires_grad_(False).eval()
+
+
+def without_data(source: TransformerSource, dtype: torch.dtype) -> HeliosTransformer:
+    """The transformer as its configuration says it is, on the meta device."""
+    with torch.device("meta"):
+        return HeliosTransformer(**source.config.to_dict(), dtype=dtype)
 
 
 def _placed_fp8(key: str, tensor: Tensor, device: torch.device | str, decode: Decoder | None) -> dict[str, Tensor]:

@@ -45,13 +45,8 @@ class LoadOptions:
             raise HeliosError("cuda_graphs=True records no exchange between processes; drop it, or start one process.")
         choose_attention(self.attention, device)
 
-    def load(
-        self, source: TransformerSource, dtype: torch.dtype, device: torch.device | str, has_data: bool = True
-    ) -> HeliosTransformer:
-        """The transformer, ready to run, or without its data. Raises as :func:`load_transformer`."""
-        if not has_data:
-            with torch.device("meta"):
-                return HeliosTransformer(**source.config.to_dict(), dtype=dtype)
+    def load(self, source: TransformerSource, dtype: torch.dtype, device: torch.device | str) -> HeliosTransformer:
+        """The transformer, ready to run. Raises as :func:`load_transformer`."""
         if self.offload is None:
             transformer = load_transformer(source, dtype, device, self.fp8_matmul)
         else:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..checkpoint.folder import existing_file, read_entries, weight_files
 from ..checkpoint.header import TensorEntry
-from ..checkpoint.load import check_state_dict, keeps_float32
+from ..checkpoint.load import check_state_dict, keeps_float32, without_data
 from ..checkpoint.packed import BLOCK, FORMS, Form
 from ..checkpoint.quantised import (
     METADATA_KEY,
@@ -29,7 +29,6 @@ from ..checkpoint.text import umt5_shapes
 from ..checkpoint.umt5 import MATRICES, SPIECE_TENSOR, TIED_EMBEDDING, umt5_config
 from ..checkpoint.vae_names import native_vae
 from ..errors import HeliosError
-from ..networks.transformer import HeliosTransformer
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": torch.float8_e4m3fn}
 ARCHITECTURE = "general.architecture"  # every GGUF file has one
@@ -97,8 +96,7 @@ def plan_transformer(path: Path, dtype: str, variant: str | None, keep_blocks: i
     """Our names; the parts that the reference keeps float32 stay so."""
     source = open_transformer(path, variant)
     found = source.entries()
-    with torch.device("meta"):
-        model = HeliosTransformer(**source.config.to_dict())
+    model = without_data(source, torch.float32)
     entries = {key: entry for key, (_, entry) in without_companions(found).items()}
     check_state_dict(model, entries, path)  # type: ignore[arg-type]
     form = FORMS.get(dtype)

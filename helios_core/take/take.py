@@ -72,10 +72,11 @@ class Take:
 
     def chunk(self, key: str, previous_key: str, make: Callable[[], Chunk]) -> Chunk:
         """The chunk of ``key``: from the store, or made by ``make`` and kept before this returns."""
-        return_freed()
+        return_freed()  # by the last chunk, which may have been decoded alone
         chunk = self.store.get_chunk(key) if self.resume else None
-        chunk = chunk or replace(make(), key=key)
-        return_freed()
+        if chunk is None:
+            chunk = replace(make(), key=key)
+            return_freed()
         # Before it is kept, which evicts: making it may have taken longer than files are spared.
         self.store.touch(self._keys())
         if not chunk.reused:

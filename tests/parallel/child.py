@@ -192,6 +192,18 @@ def apart(folder: Path, target: Path) -> None:
         assert not chunks and all(tensor.is_meta for tensor in pipeline.transformer.parameters()) is decodes
 
 
+def lost_decoder(folder: Path, target: Path) -> None:
+    """The process that decodes is killed with the first chunk in its hands."""
+    pipeline = HeliosPipeline.from_pretrained(folder / "distilled", decode_parallel=True)
+    told = "nothing"
+    with mock.patch.object(pipeline, "decode", lambda _: os.kill(os.getpid(), signal.SIGKILL)):
+        try:
+            list(pipeline.stream(**{**FEW, **SQUARE, "prompt": "a boat", "num_frames": 66}))
+        except HeliosError as error:
+            told = str(error)
+    target.write_text(told)
+
+
 def command(arguments: list[str]) -> None:
     """The command line, as torchrun starts it."""
     raise SystemExit(cli.main(arguments))

@@ -240,6 +240,13 @@ def test_a_lost_process_ends_the_others(models, tmp_path):
     assert told.startswith("another process of this film ended or did not answer") and "finished chunks" in told
 
 
+@pytest.mark.slow
+def test_a_lost_decoder_ends_the_film(models, tmp_path):
+    ran = spawn(2, ("lost_decoder", [models, tmp_path / "told"]))
+    assert ran[1].returncode < 0, "it was killed"
+    assert (tmp_path / "told").read_text().startswith("another process of this film ended or did not answer")
+
+
 def test_the_first_process_leaves_a_forward_at_once(models, tmp_path):
     """It does not wait to tell those who wait for it."""
     spawn(2, ("lost", [models, tmp_path / "lost.json", 0]))

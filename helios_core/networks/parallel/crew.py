@@ -15,10 +15,10 @@ from torch import Tensor
 from ...errors import HeliosError, shortened
 from ..transformer import HeliosTransformer
 from ..transformer.ulysses import Ulysses
-from .decoder import Decoder, Link
+from .channel import Channel
+from .decoder import Decoder
 from .team import LONGEST_WAIT, USUAL_WAIT, Team, in_touch
 
-HOST = torch.device("cpu")
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -44,38 +44,39 @@ class Crew:
 
     Process 0 leads: it alone has prompts, random numbers, solver, store, video and VAE, and asks the others for their
     part of each forward. So nothing can come to differ between processes but a velocity's parts. With ``halves`` 2 the
-    second half of the processes computes the velocity of the negative prompt. With ``decode_apart`` the last process
+    second half of the processes computes the velocity of the negative prompt. With ``decode_parallel`` the last process
     takes no part in forwards: it decodes.
     """
 
-    def __init__(self, team: Team, halves: int = 1, decode_apart: bool = False):
+    def __init__(self, team: Team, halves: int = 1, decode_parallel: bool = False):
         """Called by all processes of ``team`` at the same time."""
         self.team, self.halves = team, halves
         # Those that compute forwards.
-        self.sampling = team.size - decode_apart
+        self.sampling = team.size - decode_parallel
         self.context = self.sampling // halves
         self.half, place = divmod(team.rank, self.context)
         # False once this process has left a forward that others are in: they answer no more.
         self.whole = True
-        link = None
+        channel = None
         with in_touch():
             groups = [
                 dist.new_group(range(first, first + self.context), USUAL_WAIT)
                 for first in range(0, self.sampling, self.context)
             ]
             # Orders come when process 0 has something to ask: after it has read a prompt, decoded, or written a file.
-            self._orders = dist.new_group(range(self.sampling), LONGEST_WAIT, "gloo")
-            self._tensors, self._reports = None, self._orders
-            if decode_apart:
-                self._tensors = dist.new_group(range(self.sampling), USUAL_WAIT)
+            orders = dist.new_group(range(self.sampling), LONGEST_WAIT, "gloo")
+            tensors, self._reports = None, orders
+            if decode_parallel:
+                tensors = dist.new_group(range(self.sampling), USUAL_WAIT)
                 self._reports = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
-                link = Link(self.sampling, dist.new_group([0, self.sampling], LONGEST_WAIT, "gloo"))
-        self.ulysses = (
-            Ulysses(place, self.context, groups[self.half]) if self.context > 1 and not self.decodes else None
-        )
-        self.decoder = Decoder(link) if link is not None and self.leads else None
+                pair = dist.new_group([0, self.sampling], LONGEST_WAIT, "gloo")
+                channel = Channel(pair, pair)
+        self._orders = Channel(orders, tensors)
+        divides = self.context > 1 and not self.decodes
+        self.ulysses = Ulysses(place, self.context, groups[self.half]) if divides else None
+        self.decoder = Decoder(channel, self.sampling) if channel is not None and self.leads else None
         # What the process that decodes is asked through; None in all others.
-        self.link = link if self.decodes else None
+        self.asked = channel if self.decodes else None
 
     @classmethod
     def join(cls, context_parallel: int = 1, cfg_parallel: bool = False, decode_parallel: bool = False) -> Crew | None:
@@ -156,10 +157,7 @@ class Crew:
 
     def order(self, order: Order, tensors: Sequence[Tensor] = ()) -> None:
         """Tells the others; ``tensors`` are what ``order.given`` says."""
-        with in_touch():
-            dist.broadcast_object_list([order], 0, group=self._orders, device=HOST)
-            for tensor in tensors:
-                dist.broadcast(tensor.contiguous(), 0, group=self._tensors)
+        self._orders.tell(0, order, tensors)
 
     @contextmanager
     def forward(self) -> Iterator[None]:
@@ -200,13 +198,8 @@ class Crew:
 
     def receive(self, device: torch.device) -> tuple[Order, list[Tensor]]:
         """What process 0 wants next, and its tensors on ``device``."""
-        told: list[Any] = [None]
-        with in_touch():
-            dist.broadcast_object_list(told, 0, group=self._orders, device=HOST)
-            tensors = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in told[0].given]
-            for tensor in tensors:
-                dist.broadcast(tensor, 0, group=self._tensors)
-        return told[0], tensors
+        order: Order = self._orders.told(0)
+        return order, [self._orders.tensor(0, shape, dtype, device) for shape, dtype in order.given]
 
     # --- both ----------------------------------------------------------------------------------------------
 

@@ -76,8 +76,8 @@ def follow(
     Raises:
         LostProcessError: another process ended or did not answer.
     """
-    if crew.link is not None:
-        serve(crew.link, decode)
+    if crew.asked is not None:
+        serve(crew.asked, crew.team.rank, decode)
         return
     known: dict[int | None, PreparedText | PreparedHistory | None] = {None: None}
     while True:
