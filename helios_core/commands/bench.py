@@ -1,9 +1,10 @@
 """Command line: ``python -m helios_core bench``, HeliosBench's prompts and lengths in one table.
 
 Measured are throughput, text and VAE included, HeliosBench's motion amplitude, and drift; with CLIP and LAION's head an
-aesthetic and a semantic score too. The semantic one is CLIP's mean over frames, where HeliosBench has ViCLIP.
-Smoothness and naturalness need networks that are not part of Helios, and are not measured. Films, chunks and results
-are kept: the same command goes on where it stopped.
+aesthetic and a semantic score too. The semantic one is ViCLIP's, as HeliosBench's, where there is a ViCLIP, else CLIP's
+mean over frames; what one of them scored is scored anew when the other one is there. Smoothness and naturalness need
+networks that are not part of Helios, and are not measured. Films, chunks and results are kept: the same command goes on
+where it stopped.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ COLUMNS = (
     "long_total",
     "motion_amplitude",
     *NETWORKS,
+    "semantic_by",
     *(f"drift_{name}" for name in (*DRIFTS, *NETWORKS)),
     "source",
 )
@@ -150,6 +152,7 @@ def table(name: str, results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         for column in MEANS:
             known = [film[column] for film in films if film.get(column) is not None]
             line[column] = sum(known) / len(known) if known else None
+        line["semantic_by"] = " and ".join(sorted({film["semantic_by"] for film in films if film.get("semantic_by")}))
         line["rating"] = None if line["fps"] is None else min(BEST, math.ceil(line["fps"] / FPS_A_POINT))
         lines.append(line)
     published = [
@@ -168,7 +171,7 @@ def table(name: str, results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def _columns(lines: Sequence[dict[str, Any]]) -> list[str]:
     """Those of ``COLUMNS`` without scores that no film has."""
     absent = {name for name in NETWORKS if all(line.get(name) is None for line in lines)}
-    return [name for name in COLUMNS if name.removeprefix("drift_") not in absent]
+    return [name for name in COLUMNS if name.removeprefix("drift_").removesuffix("_by") not in absent]
 
 
 def as_csv(lines: Sequence[dict[str, Any]]) -> str:
@@ -220,14 +223,14 @@ def _run(options: argparse.Namespace) -> None:
         options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HeliosError(f"--output {options.output} cannot be made ({error.strerror}); choose another.") from None
-    results = known_results(options.output / RESULTS, settings)
+    results = known_results(options.output / RESULTS, settings, models.semantic_by)
     pipeline.encode_prompt("")  # the first use reads the text encoder, which is no part of a film
     for row in rows:
         known = results.get((row.name, row.frames), {})
-        scores = models.of(row.prompt)
-        if not known or not set(scores.names) <= known.keys():
-            found = {"id": row.name, "frames": row.frames, **_film(pipeline, row, options, scores, known)}
-            found["settings"] = settings
+        if not known or not set(models.names) <= known.keys():
+            found = {"id": row.name, "frames": row.frames}
+            found |= _film(pipeline, row, options, models.of(row.prompt), known)
+            found |= {"semantic_by": models.semantic_by, "settings": settings}
             results[row.name, row.frames] = found
             with (options.output / RESULTS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(found) + "\n")
@@ -235,7 +238,7 @@ def _run(options: argparse.Namespace) -> None:
         for name, text in ((TABLE_CSV, as_csv(lines)), (TABLE_MARKDOWN, as_markdown(lines))):
             write_atomically(options.output / name, text.encode(), durable=False)
     print(as_markdown(lines), end="")
-    for name, why in scores.absent.items():
+    for name, why in models.absent.items():
         print(f"Not measured: {name} ({why}).")
 
 
@@ -269,7 +272,20 @@ def _render(pipeline: HeliosPipeline, row: Row, options: argparse.Namespace, out
     return None if bar.progress.chunks_reused else chunk_count(row.frames) * CHUNK_FRAMES / seconds
 
 
-def known_results(path: Path, settings: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
-    """Results of an earlier run with the same settings, by id and length; a line that was cut off is made again."""
+def known_results(
+    path: Path, settings: dict[str, Any], semantic_by: str | None = None
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """Results of an earlier run with the same settings, by id and length; a line that was cut off is made again.
+
+    So are semantic scores of another network than ``semantic_by``, where one is given.
+    """
     known = (result for result in readable_lines(path) if result.get("settings") == settings)
-    return {(result["id"], result["frames"]): result for result in known if {"id", "frames"} <= result.keys()}
+    wanted = (result for result in known if {"id", "frames"} <= result.keys())
+    return {(result["id"], result["frames"]): _comparable(result, semantic_by) for result in wanted}
+
+
+def _comparable(result: dict[str, Any], semantic_by: str | None) -> dict[str, Any]:
+    by = result.get("semantic_by") or "CLIP"  # the only one of older results
+    if "semantic" in result and semantic_by in (None, by):
+        return {**result, "semantic_by": by}
+    return {name: value for name, value in result.items() if "semantic" not in name}

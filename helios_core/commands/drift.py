@@ -34,7 +34,8 @@ def add_clip_vision(command: argparse.ArgumentParser) -> None:
         "--clip-vision",
         type=Path,
         metavar="FOLDER",
-        help="a released CLIP ViT-L/14 folder and LAION's head are in it: aesthetic and semantic scores too",
+        help="a released CLIP ViT-L/14 folder and LAION's head are in it: aesthetic and semantic scores too; the "
+        "semantic one is ViCLIP's where its file is there",
     )
 
 

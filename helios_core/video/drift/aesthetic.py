@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,18 +55,14 @@ class AestheticHead:
             HeliosError: another file.
         """
         try:
-            if path.suffix in (".safetensors", ".sft"):
-                tensors = map_file(existing_file(path))[0]
-            else:
-                tensors = torch.load(path, map_location="cpu", weights_only=True)
             numbered: dict[int, dict[str, Tensor]] = {}
-            for name, tensor in tensors.items():
+            for name, tensor in tensors_of(path).items():
                 found = _LAYER.fullmatch(name)
                 if found is None:
                     raise HeliosError(f"it holds {name}.")
                 numbered.setdefault(int(found[1] or 0), {})[found[2]] = tensor
             return cls([(numbered[i]["weight"], numbered[i]["bias"]) for i in sorted(numbered)])
-        # torch.load fails in whatever a foreign file meets first.
+        # Reading fails in whatever a foreign file meets first.
         except Exception as error:
             raise HeliosError(f"{path.name} is no aesthetic head ({reason(error)}).") from error
 
@@ -75,6 +73,13 @@ class AestheticHead:
         for weight, bias in self._layers:
             x = weight @ x + bias
         return x.item()
+
+
+def tensors_of(path: Path) -> Any:
+    """What a safetensors file or a PyTorch file of plain weights holds; mapped, but for PyTorch's old format."""
+    if path.suffix.lower() in (".safetensors", ".sft"):
+        return map_file(existing_file(path))[0]
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
 def heads(files: Iterable[Path]) -> Iterator[AestheticHead]:

@@ -1,12 +1,13 @@
 """Scores of frames by CLIP: LAION's aesthetic head, and how near a frame is to the film's prompt.
 
-HeliosBench's semantic score is of ViCLIP, which embeds several frames as one; ours is the mean over single frames.
+HeliosBench's semantic score is of ViCLIP, which embeds several frames as one, and so is ours where there is a ViCLIP;
+CLIP's is the mean over single frames.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,9 +20,7 @@ from ...checkpoint.folder import read_json
 from ...errors import HeliosError, reason
 from .aesthetic import AestheticHead, Embed, heads
 from .report import ABSENT, Scores
-
-# Of CLIP's training pictures, red, green and blue.
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+from .viclip import MEAN, STD, ViClip, ViClipScore, embedded_text, viclip_files
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,7 @@ class Clip:
 
     def text(self, prompt: str) -> Tensor:
         """The projected embedding [D] of a prompt; CLIP reads its first 77 tokens."""
-        length = self._model.config.text_config.max_position_embeddings
-        tokens = self._tokenizer(prompt, truncation=True, max_length=length, return_tensors="pt").to(self._device)
-        return self._model.text_projection(self._model.text_model(**tokens).pooler_output)[0].cpu()
+        return embedded_text(self._model, self._tokenizer, prompt)
 
 
 @dataclass(frozen=True)
@@ -98,13 +95,14 @@ class ScoreModels:
 
     clip: Clip | None = None
     head: AestheticHead | None = None
+    viclip: ViClip | None = None
     absent: Mapping[str, str] = field(default_factory=lambda: ABSENT)
 
     @classmethod
     def read(cls, folder: Path | None, device: torch.device | str = "cpu") -> ScoreModels:
-        """Takes LAION's head, and the CLIP folder whose embeddings it takes; None: there is nothing.
+        """Takes LAION's head, the CLIP folder whose embeddings it takes, and ViCLIP; None: there is nothing.
 
-        Without transformers, or with a damaged CLIP, every score is absent.
+        Without transformers, or with a damaged CLIP, every score is absent; with a damaged ViCLIP, the semantic one.
 
         Raises:
             HeliosError: no folder.
@@ -113,28 +111,67 @@ class ScoreModels:
             return cls()
         if not folder.is_dir():
             raise HeliosError(f"--clip-vision {folder} is no folder; give one with a CLIP folder and LAION's head.")
-        found = dict(_clip_folders(folder))
-        head = next(iter(heads(sorted(path for path in folder.rglob("*") if path.is_file()))), None)
-        fitting = [path for path, width in found.items() if head is None or width == head.width]
-        if not fitting:
-            why = f"{folder} holds no CLIP folder" + (f" of width {head.width}" if head is not None and found else "")
-            return cls(absent=dict.fromkeys(ABSENT, why))
-        try:
-            return cls(
-                Clip(fitting[0], device), head, {} if head else {"aesthetic": f"{folder} holds no head of LAION"}
-            )
-        except HeliosError as error:
-            return cls(absent=dict.fromkeys(ABSENT, str(error).rstrip(".")))
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        head = next(iter(heads(files)), None)
+        folders = dict(_clip_folders(folder))
+        viclip, viclip_fault = _viclip(folder, viclip_files(folder, files), list(folders), device)
+        by_clip = viclip is None and viclip_fault is None
+        clip, clip_fault = _clip(folder, folders, head, device) if head or by_clip else (None, None)
+        reasons = {
+            "aesthetic": clip_fault or (None if head else f"{folder} holds no head of LAION"),
+            "semantic": clip_fault if by_clip else viclip_fault,
+        }
+        return cls(clip, head, viclip, {name: why for name, why in reasons.items() if why is not None})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the scores of a film whose prompt is known."""
+        return tuple(name for name in ABSENT if name not in self.absent)
+
+    @property
+    def semantic_by(self) -> str | None:
+        """The network of the semantic score; None where there is none."""
+        return None if "semantic" in self.absent else "CLIP" if self.viclip is None else "ViCLIP"
 
     def of(self, prompt: str | None) -> Scores:
         """The scores of a film of ``prompt``."""
         absent = dict(self.absent)
         if prompt is None:
             absent.setdefault("semantic", ABSENT["semantic"])
-        if self.clip is None:
-            return Scores(absent=absent)
-        scorer = ClipScores(self.clip.frame, self.head, None if prompt is None else self.clip.text(prompt))
-        return Scores(scorer if scorer.names else None, absent)
+        judge = self.viclip or self.clip
+        text = None if prompt is None or judge is None or "semantic" in absent else judge.text(prompt)
+        groups = None if self.viclip is None or text is None else ViClipScore(self.viclip, text)
+        scorer = None if self.clip is None else ClipScores(self.clip.frame, self.head, None if groups else text)
+        return Scores(scorer if scorer is not None and scorer.names else None, absent, groups)
+
+
+def _clip(
+    folder: Path, found: Mapping[Path, int], head: AestheticHead | None, device: torch.device | str
+) -> tuple[Clip | None, str | None]:
+    """The first CLIP whose embeddings ``head`` takes, or why there is none."""
+    fitting = [path for path, width in found.items() if head is None or width == head.width]
+    if not fitting:
+        width = f" of width {head.width}" if head is not None and found else ""
+        return None, f"{folder} holds no CLIP folder{width}"
+    try:
+        return Clip(fitting[0], device), None
+    except HeliosError as error:
+        return None, str(error).rstrip(".")
+
+
+def _viclip(
+    folder: Path, files: Sequence[Path], clip_folders: Sequence[Path], device: torch.device | str
+) -> tuple[ViClip | None, str | None]:
+    """The first whole ViCLIP, or why there is none although there are ``files`` of that name."""
+    if files and not clip_folders:
+        return None, f"ViCLIP takes the tokenizer of a CLIP folder, and {folder} holds none"
+    faults = []
+    for path in files:
+        try:
+            return ViClip(path, clip_folders[0], device), None
+        except HeliosError as error:
+            faults.append(str(error).rstrip("."))
+    return None, faults[0] if faults else None
 
 
 def _clip_folders(folder: Path) -> Iterator[tuple[Path, int]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Protocol
 
@@ -41,6 +42,21 @@ class Scorer(Protocol):
     def __call__(self, frame: np.ndarray) -> Mapping[str, float]: ...
 
 
+class GroupScorer(Protocol):
+    """A network that rates ``size`` of every fourth frames as one: a number called ``name``."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def shrunk(self, frame: np.ndarray) -> np.ndarray:
+        """What it sees of a frame; kept until the frame's group is whole."""
+
+    def __call__(self, frames: Sequence[np.ndarray]) -> float: ...
+
+
 def opencv() -> ModuleType:
     """OpenCV, which is needed here alone."""
     try:
@@ -50,6 +66,31 @@ def opencv() -> ModuleType:
             "the drift report needs OpenCV, which is not installed; run pip install opencv-python-headless."
         ) from None
     return cv2
+
+
+class _Groups:
+    """Writes each group's score into ``values``, at the places of its frames; keeps the frames of one group alone."""
+
+    def __init__(self, scorer: GroupScorer, values: array[float]) -> None:
+        self._scorer, self._values = scorer, values
+        self._frames: deque[np.ndarray] = deque(maxlen=scorer.size)
+        self._unrated: list[int] = []
+
+    def add(self, place: int, frame: np.ndarray) -> None:
+        self._frames.append(self._scorer.shrunk(frame))
+        self._unrated.append(place)
+        if len(self._unrated) == self._scorer.size:
+            self.rate()
+
+    def rate(self) -> None:
+        """Of frames that are no whole group: with those before them, or each several times where there are none."""
+        if not self._unrated:
+            return
+        size, count = self._scorer.size, len(self._frames)
+        score = self._scorer([self._frames[i * count // size] for i in range(size)])
+        for place in self._unrated:
+            self._values[place] = score
+        self._unrated.clear()
 
 
 class DriftMeter:
@@ -65,13 +106,16 @@ class DriftMeter:
         motion: mean length of Farneback's optical flow, in pixels a frame.
         unpredicted: mean grey difference between the frame and the one before moved on as it had been moving, in grey
             levels: little while motion goes on, much at a seam or a cut.
-    Of every fourth frame what ``scorer`` says, where there is one; nan of the others.
+    Of every fourth frame what ``scorer`` says, and what ``groups`` says of its group, where they are there; nan of the
+    others.
     """
 
-    def __init__(self, scorer: Scorer | None = None) -> None:
+    def __init__(self, scorer: Scorer | None = None, groups: GroupScorer | None = None) -> None:
         self._cv2 = opencv()
         self._scorer = scorer
-        self._series = {name: array("f") for name in (*SERIES, *(scorer.names if scorer else ()))}
+        self._scores = (*(scorer.names if scorer else ()), *((groups.name,) if groups else ()))
+        self._series = {name: array("f") for name in (*SERIES, *self._scores)}
+        self._groups = _Groups(groups, self._series[groups.name]) if groups else None
         self._grey: np.ndarray | None = None
         self._flow: np.ndarray | None = None
         self.width = self.height = 0
@@ -99,11 +143,21 @@ class DriftMeter:
         add("hue_x", (red - (green + blue) / 2) / WHITE)
         add("hue_y", (green - blue) * 3**0.5 / 2 / WHITE)
         add("sharpness", cv2.meanStdDev(cv2.Laplacian(grey, cv2.CV_32F))[1][0, 0] ** 2)
-        if self._scorer is not None:
-            scores = self._scorer(frame) if (len(self) - 1) % EVERY == 0 else {}
-            for name in self._scorer.names:
-                add(name, scores.get(name, float("nan")))
+        self._score(frame, len(self) - 1)
         self._follow(grey)
+
+    def finish(self) -> None:
+        """After the last frame: rates the last group, whole or not."""
+        if self._groups is not None:
+            self._groups.rate()
+
+    def _score(self, frame: np.ndarray, place: int) -> None:
+        chosen = place % EVERY == 0
+        scores = self._scorer(frame) if chosen and self._scorer is not None else {}
+        for name in self._scores:
+            self._add(name, scores.get(name, float("nan")))
+        if chosen and self._groups is not None:
+            self._groups.add(place, frame)
 
     def _follow(self, grey: np.ndarray) -> None:
         scale = FLOW_SIZE / max(grey.shape)

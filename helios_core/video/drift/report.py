@@ -14,7 +14,7 @@ import numpy as np
 from ...errors import HeliosError
 from ...variants import CHUNK_FRAMES
 from ..reader import VideoReader
-from .meter import DriftMeter, Scorer
+from .meter import DriftMeter, GroupScorer, Scorer
 
 # HeliosBench: drift is the difference between the first and the last 15 % of frames.
 ENDS = 0.15
@@ -48,7 +48,11 @@ MEASURES = (
     Measure("sharpness", "grey levels squared", 1.0, share=0.3, digits=1),
     Measure("motion", "pixels a frame", 0.5, share=0.5, digits=2),
 )
-SCORES = (Measure("aesthetic", "of 10", 0.5, digits=2), Measure("semantic", "cosine of frame and prompt", 0.03))
+SCORES = (
+    Measure("aesthetic", "of 10", 0.5, digits=2),
+    Measure("semantic", "cosine of frame and prompt, by CLIP", 0.03),
+)
+GROUP_SCORES = (Measure("semantic", "cosine of 8 frames and prompt, by ViCLIP", 0.03),)
 SEAM = Measure("seam", "times the inside of a chunk", STRONG_SEAM, digits=2)
 
 
@@ -60,15 +64,22 @@ ABSENT = {
 
 @dataclass(frozen=True)
 class Scores:
-    """What other networks measure of a film, and why not what they do not."""
+    """What other networks measure of a film, of single frames and of groups of them, and why not what they do not."""
 
     scorer: Scorer | None = None
     absent: Mapping[str, str] = field(default_factory=lambda: ABSENT)
+    groups: GroupScorer | None = None
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """The scores that are measured."""
+        names = self.scorer.names if self.scorer else ()
+        together = (self.groups.name,) if self.groups else ()
+        return (*(x for x in SCORES if x.name in names), *(x for x in GROUP_SCORES if x.name in together))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the scores that are measured."""
-        return self.scorer.names if self.scorer else ()
+        return tuple(measure.name for measure in self.measures)
 
 
 NO_SCORES = Scores()
@@ -233,9 +244,10 @@ def report_frames(
 def _measured(frames: Iterable[np.ndarray], chunk_frames: int, scores: Scores) -> DriftMeter:
     if chunk_frames < 2:
         raise HeliosError(f"chunk_frames={chunk_frames} must be at least 2; a Helios chunk is {CHUNK_FRAMES} frames.")
-    meter = DriftMeter(scores.scorer)
+    meter = DriftMeter(scores.scorer, scores.groups)
     for frame in frames:
         meter.add(frame)
+    meter.finish()
     return meter
 
 
@@ -248,7 +260,7 @@ def _report(
     notes: list[str],
     scores: Scores,
 ) -> DriftReport:
-    measures = (*MEASURES, *(score for score in SCORES if score.name in scores.names))
+    measures = (*MEASURES, *scores.measures)
     series = {m.name: meter.series(m.name) for m in measures if m.name != "hue"}
     # Across a border the motion is the seam's.
     series["motion"][::chunk_frames] = np.nan
