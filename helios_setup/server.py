@@ -233,8 +233,9 @@ class ComfyServer:
             for event in new:
                 if on_event and event.prompt_id == prompt_id:
                     on_event(event)
-            # Asked at long pauses too: an end whose event was missed must not hang, a late one is still waited for.
-            if pauses > LONGEST_PAUSE or any(ends(event, prompt_id) for event in new):
+            # Asked too where the queue has changed, because only whoever queued a prompt is told of its end, and at
+            # long pauses: an end whose event was missed must not hang, a late one is still waited for.
+            if pauses > LONGEST_PAUSE or any(ends(event, prompt_id) or event.type == "status" for event in new):
                 entry = self.get(f"/history/{prompt_id}").get(prompt_id)
                 if entry is not None:
                     return entry
