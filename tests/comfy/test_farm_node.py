@@ -61,7 +61,7 @@ def test_two_films_and_an_interrupt(farming, tiny_folder, tmp_path):
     assert len(chunks) == 4 and all(e["chunk"]["video"] for e in events if e["kind"] == "chunk" and e["chunk"]["video"])
     assert comfy.get("/helios/takes")["takes"][-1]["rows"]
 
-    queued = comfy.queue(graph(prompts="fog", num_chunks=40))
+    queued = comfy.queue(graph(prompts="fog", num_chunks=400))
     comfy.wait_for_event(lambda event: event.type == "helios.take" and event.data["kind"] == "chunk", 120)
     comfy.interrupt()
     comfy.wait(queued)

@@ -39,7 +39,7 @@ def stop(strip: Strip, comfy: ComfyServer) -> None:
 
 @IN_ONE_DESIGN
 def test_a_growing_take_is_played_behind_its_edge(strip: Strip, comfy: ComfyServer) -> None:
-    begin(strip, 44)
+    begin(strip, 400)
     before = buffered_beyond(strip, 0)
     assert buffered_beyond(strip, before) >= before + CHUNK_SECONDS - 0.05
     assert strip.page.locator(".helios-strip").get_attribute("data-status") == "running"
@@ -62,7 +62,7 @@ def test_a_growing_take_is_played_behind_its_edge(strip: Strip, comfy: ComfyServ
 def test_takes_that_are_played_while_they_grow_leave_nothing_behind(strip: Strip, comfy: ComfyServer) -> None:
     counts = []
     for _ in range(3):
-        begin(strip, 44)
+        begin(strip, 400)
         stop(strip, comfy)
         counts.append(strip.page.evaluate("() => ({ ...window.heliosLive })"))
     # Each opens a workflow, whose node listens; the takes themselves add nothing.

@@ -219,7 +219,7 @@ def test_damaged_chunk_is_named_and_made_again(comfy, first):
 
 
 def test_interrupt_keeps_finished_chunks_and_goes_on(comfy):
-    graph = film("interrupted", chunks=40, seed=11)
+    graph = film("interrupted", chunks=400, seed=11)
     prompt_id = comfy.queue(graph)
     comfy.wait_for_event(
         lambda event: (

@@ -117,7 +117,7 @@ def test_killed_take_is_read_back_and_goes_on(new_comfy, chromium, screenshots):
 
 
 def test_running_take_is_not_deleted(comfy):
-    prompt_id = comfy.queue(film("kept", 40, seed=121))
+    prompt_id = comfy.queue(film("kept", 400, seed=121))
     take = comfy.wait_for_event(
         lambda e: is_finished(e, 0) and any(t["id"] == e.data["id"] for t in comfy.get("/helios/takes")["takes"]
                                             if t["prompt_id"] == prompt_id)

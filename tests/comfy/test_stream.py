@@ -93,7 +93,7 @@ def test_a_finished_take_plays(comfy, grown):
 
 
 def test_a_stopped_take_ends_and_another_seed_has_another_address(comfy, grown):
-    prompt_id = comfy.queue(film("streamed", 40, seed=301, seed_changes="1: 9"))
+    prompt_id = comfy.queue(film("streamed", 400, seed=301, seed_changes="1: 9"))
     take = first_finished(comfy, prompt_id)
     comfy.interrupt()
     comfy.wait(prompt_id)

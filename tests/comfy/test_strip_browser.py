@@ -110,13 +110,13 @@ def test_roll_again_samples_only_what_follows(strip: Strip) -> None:
 
 @IN_ONE_DESIGN
 def test_reload_restores_the_strip_and_interrupt_leaves_its_parts(strip: Strip, comfy: ComfyServer) -> None:
-    strip.open(FILM, num_chunks=44)
+    strip.open(FILM, num_chunks=400)
     strip.run()
     strip.until_finished(3)
     strip.frontend.start()
     strip.until("running")
     strip.until_finished(4)
-    assert "of 44 chunks" in strip.text()
+    assert "of 400 chunks" in strip.text()
     strip.screenshot("restored")
     comfy.interrupt()
     strip.until("interrupted")
