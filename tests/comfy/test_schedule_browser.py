@@ -103,7 +103,9 @@ class Editor:
         return self.frontend.prompt()[NODE]["inputs"]
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["classic", "new-design"])
+@pytest.fixture(
+    scope="module", params=[pytest.param(False, marks=pytest.mark.slow), True], ids=["classic", "new-design"]
+)
 def opened(request: pytest.FixtureRequest, comfy: ComfyServer, chromium: str) -> Iterator[Editor]:
     with browser.open_frontend(comfy.url, chromium, **{"Comfy.VueNodes.Enabled": request.param}) as frontend:
         yield Editor(frontend)

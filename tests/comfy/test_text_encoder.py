@@ -39,7 +39,7 @@ save_file({key: value.contiguous() for key, value in encoded.items()}, output)
 """
 
 
-@pytest.mark.parametrize("missing", [None, "spiece.model"])
+@pytest.mark.parametrize("missing", [None, pytest.param("spiece.model", marks=pytest.mark.slow)])
 def test_text_embeddings_equal_transformers(comfyui_tree, tiny_folder, tmp_path, missing):
 
     folder = tmp_path / "model"

@@ -74,6 +74,7 @@ def test_borders_of_prompts_are_dragged_and_only_what_follows_is_made_anew(strip
     strip.check_page()
 
 
+@IN_ONE_DESIGN
 def test_prompts_are_split_and_written_on_the_timeline(strip: Strip) -> None:
     open_schedule(strip)
     strip.page.locator(".helios-band").nth(1).dblclick()
@@ -144,6 +145,7 @@ def spares(comfy: ComfyServer) -> set[str]:
     return {take["id"] for take in comfy.get("/helios/takes")["takes"] if take["store_only"]}
 
 
+@IN_ONE_DESIGN
 def test_keys_play_and_move(strip: Strip) -> None:
     strip.open(FILM, num_chunks=2)
     strip.run()
@@ -178,6 +180,7 @@ NARROW = """(width) => {
 }"""
 
 
+@IN_ONE_DESIGN
 @pytest.mark.parametrize("palette", ["light", "dark"])
 def test_screen_readers_and_palettes(strip: Strip, comfy: ComfyServer, palette: str) -> None:
     if not AXE.is_file():

@@ -247,6 +247,7 @@ def test_a_lost_decoder_ends_the_film(models, tmp_path):
     assert (tmp_path / "told").read_text().startswith("another process of this film ended or did not answer")
 
 
+@pytest.mark.slow
 def test_the_first_process_leaves_a_forward_at_once(models, tmp_path):
     """It does not wait to tell those who wait for it."""
     spawn(2, ("lost", [models, tmp_path / "lost.json", 0]))
