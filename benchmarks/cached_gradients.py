@@ -18,8 +18,7 @@ from pathlib import Path
 
 from training.data import WorldClips
 from training.model import new_transformer
-from training.stage2 import drawn_stage
-from training.stage3 import DistillSettings, DistillTask
+from training.stage3 import DistillTask
 from training.trainer import StepRandom
 
 SIZE = (128, 64)
@@ -38,8 +37,8 @@ def step(folder: Path, batch: int, cached: bool) -> None:
             (Path(few) / shard.name).symlink_to(shard.resolve())
         clips = WorldClips(folder / "parts", Path(few), *SIZE)
     task = DistillTask(new_transformer(1), new_transformer(2), clips, batch, cached=cached)
-    every = DistillSettings.student_every
-    number = next(n for n in count(0, every) if drawn_stage(n // every, (1 / 3, 1 / 3, 1 / 3)) == LARGEST_STAGE)
+    settings = task.settings
+    number = next(n for n in count(0, settings.student_every) if settings.stage(n) == LARGEST_STAGE)
     before = peak_mib()
     task.loss(number, StepRandom(0, number))[0].backward()
     print(f"| {'yes' if cached else 'no'} | {peak_mib():.0f} MiB | {peak_mib() - before:.0f} MiB |", flush=True)

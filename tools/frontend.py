@@ -33,6 +33,7 @@ SETTINGS = {
     "LiteGraph.Canvas.MinFontSizeForLOD": 0,
 }
 START_SECONDS = 60
+IDLE_SECONDS = 10
 # Of what start-up reports, only this is ours: core asks for user files that a new user does not have.
 OUR_FILES = "/extensions/"
 # Core's default workflow asks a hub, at any time after start-up, how large its models are; the server forbids it, but
@@ -108,9 +109,12 @@ class Frontend:
 
     def start(self) -> None:
         """Open the page; of what start-up reports, only errors of the packs' own files are kept."""
+        from playwright import sync_api
+
         self.page.goto(self.url)
         self.page.wait_for_function(READY, timeout=START_SECONDS * 1000)
-        self.page.wait_for_load_state("networkidle")
+        with contextlib.suppress(sync_api.TimeoutError):  # of a page that shows a growing film, which is never idle
+            self.page.wait_for_load_state("networkidle", timeout=IDLE_SECONDS * 1000)
         self.errors = [error for error in self.errors if OUR_FILES in error]
 
     def load_api(self, graph: dict, name: str) -> None:

@@ -199,6 +199,10 @@ class DistillSettings:
     lowest: float = 20.0
     highest: float = 980.0
 
+    def stage(self, step: int) -> int:
+        """All are drawn equally; the student's step and the critics' after it share one."""
+        return drawn_stage(step // self.student_every, (1 / 3, 1 / 3, 1 / 3))
+
 
 class DistillTask(Task):
     """Distribution matching and adversarial heads at the student's last step of a random stage.
@@ -223,7 +227,7 @@ class DistillTask(Task):
     def loss(self, step: int, random: StepRandom) -> tuple[Tensor, dict[str, float]]:
         batch = self.clips.batch(random, self.batch, DISTILL_DROPS)
         embeddings = self.clips.embeddings[batch.captions]
-        stage = drawn_stage(step // self.settings.student_every, (1 / 3, 1 / 3, 1 / 3))
+        stage = self.settings.stage(step)
         students = step % self.settings.student_every == 0
         self.student.requires_grad_(students)
         self.fake.requires_grad_(not students)

@@ -313,7 +313,6 @@ def test_emptied_store_and_unreadable_changes_are_told_calmly(strip: Strip, comf
 
 
 @pytest.mark.slow
-@IN_ONE_DESIGN
 def test_twenty_takes_add_no_listeners_or_timers(strip: Strip) -> None:
     live = "() => ({ ...window.heliosLive })"
     strip.open(FILM, num_chunks=1)

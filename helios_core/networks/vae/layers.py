@@ -20,7 +20,7 @@ Carry = dict[nn.Module, Tensor]
 
 CONTEXT = 2  # frames in front of the current one that a causal convolution sees
 # Up to so many channels x frames x rows of a single sample torch convolves on a CPU by a reference kernel, ten times as
-# slow (`use_mkldnn` in ATen's Convolution.cpp).
+# slow in float32; bfloat16 has a kernel of its own (`use_mkldnn` in ATen's Convolution.cpp).
 SLOW_IN_3D = 20480
 
 
@@ -51,9 +51,7 @@ class CausalConv3d(nn.Conv3d):
         """Filled buffer [B, C_in, 2+T, H, W] -> [B, C_out, T, H, W]."""
         if carry is not None:
             carry[self] = buffer[:, :, -CONTEXT:].clone()  # a view would keep the whole buffer alive
-        if buffer.device.type == "cpu" and len(buffer) == 1 and math.prod(buffer.shape[1:4]) <= SLOW_IN_3D:
-            return self._in_2d(buffer)
-        return super().forward(buffer)
+        return self._in_2d(buffer) if _is_slow_in_3d(buffer) else super().forward(buffer)
 
     def _in_2d(self, buffer: Tensor) -> Tensor:
         """The same of one sample [1, C_in, 2+T, H, W]: a sum over the three frames that are seen."""
@@ -63,6 +61,11 @@ class CausalConv3d(nn.Conv3d):
         for seen in range(1, 1 + CONTEXT):
             found += F.conv2d(frames[seen : seen + count], self.weight[:, :, seen], padding=padding)
         return found.transpose(0, 1)[None]
+
+
+def _is_slow_in_3d(x: Tensor) -> bool:
+    small = len(x) == 1 and math.prod(x.shape[1:4]) <= SLOW_IN_3D
+    return small and x.device.type == "cpu" and x.dtype != torch.bfloat16
 
 
 class RMSNorm(nn.Module):
