@@ -151,13 +151,14 @@ class Frontend:
 
 @contextlib.contextmanager
 def open_frontend(
-    url: str, program: str, width: int = 1600, height: int = 900, blobs: bool = False, **settings: Any
+    url: str, program: str, width: int = 1600, height: int = 900, blobs: bool = False, script: str = "", **settings: Any
 ) -> Iterator[Frontend]:
     """The frontend that the server at `url` ships, as a new user finds it.
 
     Args:
         program: the Chromium to start.
         blobs: lets the page play media that it makes, which a server with ``--disable-api-nodes`` forbids.
+        script: runs in the page before anything of its own.
         settings: values of frontend settings beside SETTINGS. None of them reaches the server.
     """
     from playwright.sync_api import sync_playwright
@@ -169,6 +170,8 @@ def open_frontend(
             page = browser.new_page(viewport={"width": width, "height": height}, bypass_csp=blobs)
             page.route("**/api/settings", lambda route: route.fulfill(body=answer, content_type="application/json"))
             page.route("**/api/settings/*", lambda route: route.fulfill(body="", status=200))
+            if script:
+                page.add_init_script(script)
             frontend = Frontend(page, url)
             frontend.start()
             yield frontend

@@ -128,7 +128,6 @@ def strip(request: pytest.FixtureRequest, comfy: ComfyServer, chromium: str, scr
 
     settings = {"Comfy.VueNodes.Enabled": request.param == "new-design"}
     blobs = getattr(request.module, "BLOBS", False)
-    with browser.open_frontend(comfy.url, chromium, blobs=blobs, **settings) as opened:
-        opened.page.add_init_script(strips.COUNT % PACK_NAME)
-        opened.start()
+    count = strips.COUNT % PACK_NAME
+    with browser.open_frontend(comfy.url, chromium, blobs=blobs, script=count, **settings) as opened:
         yield strips.Strip(opened, request.param, screenshots)

@@ -28,3 +28,15 @@ def film(prefix: str = "film", chunks: int = 4, **changes: Any) -> dict[str, dic
         "sampler": node("HeliosDMDSampler", **steps),
         "render": node("HeliosRenderVideo", **inputs | changes),
     }
+
+
+def live(prefix: str, text: str = "a boat", **changes: Any) -> dict[str, dict[str, Any]]:
+    """A live film of one step a stage, 64x64."""
+    graph = film(prefix)
+    inputs = graph.pop("render")["inputs"]
+    del inputs["positive"], inputs["num_chunks"], graph["positive"]
+    own = {"clip": ["clip", 0], "text": text, "max_chunks": 0}
+    graph["live"] = node("HeliosLiveVideo", **inputs | own | changes)
+    graph["show"] = node("PreviewAny", source=["live", 2])
+    graph["seeds"] = node("PreviewAny", source=["live", 3])
+    return graph

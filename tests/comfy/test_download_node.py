@@ -110,7 +110,6 @@ def test_load_model_downloads_at_the_press_of_its_button(
             press()
         gate.set()
         says("finished files are kept")
-        frontend.page.reload()
         frontend.start()
         frontend.load_template(workflow, TEMPLATE)
         says("finished files are kept")

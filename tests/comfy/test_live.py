@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from helios_comfy_graphs import film, node
+from helios_comfy_graphs import film, live, node
 
 from helios_core.take.prompts import schedule_from_text
 from helios_core.take.store import FOLDER_NAME
@@ -22,18 +22,6 @@ from helios_setup.server import failure, output_files
 
 FRAMES = 33
 ARGUMENTS = ("--cpu", "--force-fp32", "--fp32-text-enc")
-
-
-def live(prefix: str, text: str = "a boat", **changes: Any) -> dict[str, dict[str, Any]]:
-    """A live film of one step a stage, 64x64."""
-    graph = film(prefix)
-    inputs = graph.pop("render")["inputs"]
-    del inputs["positive"], inputs["num_chunks"], graph["positive"]
-    own = {"clip": ["clip", 0], "text": text, "max_chunks": 0}
-    graph["live"] = node("HeliosLiveVideo", **inputs | own | changes)
-    graph["show"] = node("PreviewAny", source=["live", 2])
-    graph["seeds"] = node("PreviewAny", source=["live", 3])
-    return graph
 
 
 def request(comfy: Any, path: str, body: Any = None, **headers: str) -> tuple[int, dict[str, Any]]:

@@ -111,12 +111,12 @@ TASKS = {
     2: [
         task("", child.FILMS, context_parallel=2),
         task("disk ", ["distilled-t2v"], context_parallel=2, offload="disk"),
-        task("compiled ", ["distilled-t2v"], context_parallel=2, compile=True),
         task("halves ", GUIDED, context_parallel=1, cfg_parallel=True),
         task("8 bits ", ["deep"], context_parallel=2, fp8_matmul=True),
     ],
     4: [
         task("", child.FILMS, context_parallel=4),
+        task("compiled ", ["distilled-t2v"], context_parallel=4, compile=True),
         task("halves ", GUIDED, context_parallel=2, cfg_parallel=True),
     ],
 }
