@@ -99,16 +99,19 @@ def stage2(options: argparse.Namespace) -> None:
 
 
 def stage3(options: argparse.Namespace) -> None:
-    """Trains Distilled from Mid: ODE initialisation, then distribution matching."""
-    _needs(options.folder / "stage2" / STATE, "stage2")
-    teacher = _trained(options.folder, "stage2", new_transformer())
+    """Trains Distilled: ODE initialisation from Mid, then distribution matching with Base."""
+
+    def trained(name: str, command: str) -> HeliosTransformer:
+        _needs(options.folder / name / STATE, command)
+        return _trained(options.folder, name, new_transformer())
+
     task: Task
     if options.part == "ode":
-        task = OdeTask(_trained(options.folder, "stage2", new_transformer()), teacher, _clips(options), options.batch)
+        student, teacher = (trained("stage2", "stage2") for _ in range(2))
+        task = OdeTask(student, teacher, _clips(options), options.batch)
     else:
-        _needs(options.folder / "stage3-ode" / STATE, "stage3 --part ode")
-        student = _trained(options.folder, "stage3-ode", new_transformer())
-        task = DistillTask(student, teacher, _clips(options), options.batch)
+        student, real = trained("stage3-ode", "stage3 --part ode"), trained("stage1", "stage1")
+        task = DistillTask(student, real, _clips(options), options.batch)
     settings = Settings(options.steps, options.rate, warmup=50, average=0.995, sample_seconds=900)
     _train(options, task, f"stage3-{options.part}", settings)
 

@@ -1,7 +1,7 @@
 """Stage 3: a student that needs two steps per pyramid stage (the paper's adversarial hierarchical distillation).
 
 Part 1, :class:`OdeTask`: the student's few steps are regressed on where Mid's own trajectories lead.
-Part 2, :class:`DistillTask`: distribution matching with a real score (frozen Mid, with guidance) and a fake score
+Part 2, :class:`DistillTask`: distribution matching with a real score (frozen Base, with guidance) and a fake score
 (trained on what the student makes), and an adversarial loss of small heads on the fake score's features. Histories
 are real clips, never the student's own films. The result is Helios-Distilled.
 """
@@ -20,14 +20,22 @@ from torch.nn import functional as F
 from helios_core.networks.transformer import HeliosTransformer
 from helios_core.samplers import DMDSampler, SchedulerConfig
 from helios_core.samplers.dmd_sampler import predicted_x0, renoised
-from helios_core.samplers.noise import coarsest, draw_block_noise, upsampled
-from helios_core.samplers.schedule import StepSchedule, dmd_schedule, dynamic_shift, pyramid_schedule, stage_tables
-from helios_core.samplers.stages import token_count
+from helios_core.samplers.noise import draw_block_noise, upsampled
+from helios_core.samplers.schedule import (
+    Stage,
+    StepSchedule,
+    dmd_schedule,
+    dynamic_shift,
+    pyramid_schedule,
+    stage_tables,
+)
+from helios_core.samplers.stages import denoise_stages, token_count
 
 from .data import Batch, Drops, WorldClips
-from .flow import end_points, paths, per_sample
+from .flow import end_points, per_sample, stage_sigmas
 from .model import velocity
 from .samples import sample_sheet
+from .stage1 import TIMESTEPS
 from .stage2 import drawn_stage
 from .trainer import StepRandom, Task
 
@@ -120,7 +128,7 @@ class OdeTask(Task):
 
 
 def matching_gradient(generated: Tensor, real_wanted: Tensor, real_unwanted: Tensor, fake: Tensor, scale: float = 3.0):
-    """The direction in which the student's film is less like its own and more like Mid's, per sample.
+    """The direction in which the student's film is less like its own and more like Base's, per sample.
 
     g = (x0_fake - x0_real) / mean|x0 - x0_real| with x0_real = c + scale (c - u); all arguments [B,16,9,h,w], and
     the result in float64.
@@ -199,89 +207,82 @@ class DistillSettings:
     lowest: float = 20.0
     highest: float = 980.0
 
-    def stage(self, step: int) -> int:
-        """All are drawn equally; the student's step and the critics' after it share one."""
-        return drawn_stage(step // self.student_every, (1 / 3, 1 / 3, 1 / 3))
-
 
 class DistillTask(Task):
-    """Distribution matching and adversarial heads at the student's last step of a random stage.
+    """Distribution matching and adversarial heads on whole chunks of the student's, after real histories.
 
-    One optimiser step is either the student's (loss of its generated chunk) or the fake score's and its heads' (flow
-    matching on the generated chunk, and real against generated). The module holds all three, so that one state
-    resumes all.
+    The student makes a chunk as its sampler does. In every stage it leaves at a random step, whose x0 alone records
+    gradients. ``real``, the real score, is Base, which knows all amounts of noise at full resolution; the fake score
+    starts from it. One optimiser step is either the student's or that of the fake score and its heads (flow matching
+    on the generated chunk, and real against generated). The module holds all three, so that one state resumes all.
     """
 
     def __init__(
-        self, student: HeliosTransformer, teacher: HeliosTransformer, clips: WorldClips, batch: int = 4,
+        self, student: HeliosTransformer, real: HeliosTransformer, clips: WorldClips, batch: int = 4,
         depths: Sequence[int] = (1, 2, 4), settings: DistillSettings | None = None, cached: bool = True,
     ):  # fmt: skip
-        fake = copy.deepcopy(teacher).requires_grad_(True)
+        fake = copy.deepcopy(real).requires_grad_(True)
         heads = Heads(student.config.dim, depths)
         super().__init__(nn.ModuleDict({"student": student, "fake": fake, "heads": heads}))
         self.student, self.fake, self.heads = student, fake, heads
-        self.teacher, self.clips, self.batch = teacher.requires_grad_(False), clips, batch
+        self.real, self.clips, self.batch = real.requires_grad_(False), clips, batch
         self.settings, self.cached = settings or DistillSettings(), cached
-        self.paths = paths()
 
     def loss(self, step: int, random: StepRandom) -> tuple[Tensor, dict[str, float]]:
         batch = self.clips.batch(random, self.batch, DISTILL_DROPS)
         embeddings = self.clips.embeddings[batch.captions]
-        stage = self.settings.stage(step)
         students = step % self.settings.student_every == 0
         self.student.requires_grad_(students)
         self.fake.requires_grad_(not students)
         self.heads.requires_grad_(not students)
         with torch.set_grad_enabled(students):
-            generated = self.generate(batch, embeddings, stage, random)
-        real = end_points(batch.clean, random.normal(batch.clean.shape), stage)[1]
-        sigma, timestep = self._times(step, stage, random)
-        noise = random.normal(generated.shape)
+            generated = self.generate(batch, embeddings, random)
+        noise, t = random.normal(generated.shape), self._times(step, generated, random)
         run = self._student_loss if students else self._critic_loss
-        return run(generated, real, noise, sigma, timestep, embeddings, batch)
+        return run(generated, noise, t, embeddings, batch)
 
-    def generate(self, batch: Batch, embeddings: Tensor, stage: int, random: StepRandom) -> Tensor:
-        """The student's end of ``stage`` [B,16,9,h,w]; only its last step records gradients."""
+    def generate(self, batch: Batch, embeddings: Tensor, random: StepRandom) -> Tensor:
+        """The student's chunks [B,16,9,h,w]."""
+
+        def leave(_: int, stage: Stage, mu: float, start: Tensor) -> Tensor:
+            schedule = dmd_schedule(DISTILLED, stage, STEPS, mu, amplified=False)
+            last, latents = random.integer(STEPS), start
+            for index in range(last):
+                with torch.no_grad():
+                    x0 = self._step(latents, schedule, index, embeddings, batch)
+                latents = renoised(x0, start, schedule.sigmas[index + 1])
+            return self._step(latents, schedule, last, embeddings, batch)
+
         noise = random.normal(batch.clean.shape)
-        start = coarsest(noise, DISTILLED.stages)
-        if stage > 0:
-            table = stage_tables(DISTILLED)[stage]
-            _, before = end_points(batch.clean, noise, stage - 1)
-            block = draw_block_noise(tuple(upsampled(before).shape), DISTILLED.gamma, random.generator)
-            start = table.renoise_signal * upsampled(before) + table.renoise_noise * block
-        schedule = student_schedule(stage, start)
-        latents = start
-        for index, at in enumerate(schedule.timesteps):
-            last = index == len(schedule.timesteps) - 1
-            with torch.set_grad_enabled(last and torch.is_grad_enabled()):
-                times = torch.full((len(start),), float(int(at)))
-                v = velocity(self.student, latents, times, embeddings, batch)
-                x0 = predicted_x0(latents, v, schedule.sigmas[index], torch.float32)
-            latents = x0 if last else renoised(x0, start, schedule.sigmas[index + 1])
-        return latents
+        return denoise_stages(DISTILLED, noise, random.generator, noise.dtype, leave)
 
-    def _times(self, step: int, stage: int, random: StepRandom) -> tuple[Tensor, Tensor]:
-        path = self.paths[stage]
+    def _step(self, latents: Tensor, schedule: StepSchedule, index: int, embeddings: Tensor, batch: Batch) -> Tensor:
+        timestep = torch.full((len(latents),), float(int(schedule.timesteps[index])))
+        v = velocity(self.student, latents, timestep, embeddings, batch)
+        return predicted_x0(latents, v, schedule.sigmas[index], latents.dtype)
+
+    def _times(self, step: int, latents: Tensor, random: StepRandom) -> Tensor:
+        """How much noise the scores see [B], shifted as Base's steps are at this size."""
         uniform = random.uniform((self.batch,))
         if step < self.settings.early:  # Beta(4, 1.5) by its nearest Kumaraswamy distribution, in closed form
             uniform = (1 - (1 - uniform) ** (1 / 1.6)) ** (1 / 3.6)
-        low, high = self.settings.lowest / 1000, self.settings.highest / 1000
-        sigma = low + (high - low) * uniform
-        return sigma, path.timestep_min + sigma * (path.timestep_max - path.timestep_min)
+        return stage_sigmas(uniform, latents).clamp(self.settings.lowest / TIMESTEPS, self.settings.highest / TIMESTEPS)
 
-    def _x0(self, model: HeliosTransformer, noisy: Tensor, sigma: Tensor, timestep: Tensor, text: Tensor, batch: Batch):
-        return noisy - per_sample(sigma) * velocity(model, noisy, timestep, text, batch)
+    def _student_loss(
+        self, generated: Tensor, noise: Tensor, t: Tensor, embeddings: Tensor, batch: Batch
+    ) -> tuple[Tensor, dict[str, float]]:
+        noisy = (1 - per_sample(t)) * generated + per_sample(t) * noise
 
-    def _student_loss(self, generated, real, noise, sigma, timestep, embeddings, batch):
-        noisy = (1 - per_sample(sigma)) * generated + per_sample(sigma) * noise
+        def x0(model: HeliosTransformer, text: Tensor) -> Tensor:
+            return noisy - per_sample(t) * velocity(model, noisy, TIMESTEPS * t, text, batch)
+
         with torch.no_grad():
-            empty = self.clips.embeddings[:1].expand_as(embeddings)
-            wanted = self._x0(self.teacher, noisy, sigma, timestep, embeddings, batch)
-            unwanted = self._x0(self.teacher, noisy, sigma, timestep, empty, batch)
-            fake = self._x0(self.fake, noisy, sigma, timestep, embeddings, batch)
-            direction = matching_gradient(generated, wanted, unwanted, fake, self.settings.guidance)
+            wanted, unwanted = x0(self.real, embeddings), x0(self.real, self.clips.embeddings[:1].expand_as(embeddings))
+            direction = matching_gradient(
+                generated, wanted, unwanted, x0(self.fake, embeddings), self.settings.guidance
+            )
         matched = matching_loss(generated, direction).float()
-        fooled = self._fooling_loss(noisy, timestep, embeddings, batch)
+        fooled = self._fooling_loss(noisy, TIMESTEPS * t, embeddings, batch)
         return matched + self.settings.adversarial * fooled, {"matching": matched.item(), "fooling": fooled.item()}
 
     def _fooling_loss(self, noisy: Tensor, timestep: Tensor, embeddings: Tensor, batch: Batch) -> Tensor:
@@ -293,13 +294,14 @@ class DistillTask(Task):
             (gradient,) = torch.autograd.grad(value, alone)
         return CachedGradient.apply(noisy, value.detach(), gradient)
 
-    def _critic_loss(self, generated, real, noise, sigma, timestep, embeddings, batch):
-        noisy = (1 - per_sample(sigma)) * generated + per_sample(sigma) * noise
-        predicted = velocity(self.fake, noisy, timestep, embeddings, batch)
+    def _critic_loss(
+        self, generated: Tensor, noise: Tensor, t: Tensor, embeddings: Tensor, batch: Batch
+    ) -> tuple[Tensor, dict[str, float]]:
+        noisy, noisy_real = ((1 - per_sample(t)) * x + per_sample(t) * noise for x in (generated, batch.clean))
+        predicted = velocity(self.fake, noisy, TIMESTEPS * t, embeddings, batch)
         flow = (predicted - (noise - generated)).square().mean()
-        noisy_real = (1 - per_sample(sigma)) * real + per_sample(sigma) * noise
-        low = self._scores(noisy, timestep, embeddings, batch)
-        high = self._scores(noisy_real, timestep, embeddings, batch)
+        low = self._scores(noisy, TIMESTEPS * t, embeddings, batch)
+        high = self._scores(noisy_real, TIMESTEPS * t, embeddings, batch)
         told = F.softplus(low).mean() + F.softplus(-high).mean()
         return flow + self.settings.adversarial * told, {"flow": flow.item(), "told": told.item()}
 

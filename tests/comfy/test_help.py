@@ -7,7 +7,6 @@ import re
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -328,41 +327,33 @@ SAID = """() => [...document.querySelectorAll('.helios-strip, .helios-panel, .he
 SAME_IN_BOTH = {"Helios", "ComfyUI", "fps", "KiB", "MiB", "GiB", "Run", "positive", "Enter"}
 
 
-@pytest.fixture(scope="module")
-def chinese(comfy: ComfyServer, chromium: str) -> Iterator[Any]:
+def test_nothing_is_told_in_english_in_a_chinese_browser(comfy: ComfyServer, chromium: str, screenshots: Path) -> None:
     with browser.open_frontend(comfy.url, chromium, **{"Comfy.Locale": "zh"}) as frontend:
-        yield frontend
-
-
-def test_nothing_of_a_film_is_told_in_english_in_a_chinese_browser(chinese: Any, screenshots: Path) -> None:
-    strip = Strip(chinese, "chinese", screenshots)
-    strip.open(FILM, num_chunks=4)
-    strip.page.evaluate(CONNECT_SCHEDULE, "0: 海\n2: 风暴")
-    strip.page.locator(".helios-takes-tab-button").click()
-    heard = strip.page.evaluate(SAID)
-    take = long_take(strip, 44, 6)
-    take["progress"] = {"film_seconds": 8.25, "fps": 3.5, "seconds_left": 90}
-    strip.page.evaluate(BEGIN, take)
-    for state in ({"state": "sampling", "stage": 1, "step": 2, "total": 4}, {"state": "decoding"}):
-        chunk = {"chunk": 6, "reused": False, "thumbnail": False, "video": False, **state}
-        strip.page.evaluate(CHANGE, [take["id"], chunk, take["progress"]])
-        strip.page.wait_for_timeout(200)
+        strip = Strip(frontend, "chinese", screenshots)
+        strip.open(FILM, num_chunks=4)
+        strip.page.evaluate(CONNECT_SCHEDULE, "0: 海\n2: 风暴")
+        strip.page.locator(".helios-takes-tab-button").click()
+        heard = strip.page.evaluate(SAID)
+        take = long_take(strip, 44, 6)
+        take["progress"] = {"film_seconds": 8.25, "fps": 3.5, "seconds_left": 90}
+        strip.page.evaluate(BEGIN, take)
+        for state in ({"state": "sampling", "stage": 1, "step": 2, "total": 4}, {"state": "decoding"}):
+            chunk = {"chunk": 6, "reused": False, "thumbnail": False, "video": False, **state}
+            strip.page.evaluate(CHANGE, [take["id"], chunk, take["progress"]])
+            strip.page.wait_for_timeout(200)
+            heard += strip.page.evaluate(SAID)
+        strip.page.evaluate(BEGIN, {**take, "status": "interrupted", "resumable": True})
+        strip.until("interrupted")
         heard += strip.page.evaluate(SAID)
-    strip.page.evaluate(BEGIN, {**take, "status": "interrupted", "resumable": True})
-    strip.until("interrupted")
-    heard += strip.page.evaluate(SAID)
-    strip.screenshot("all")
-    assert len(set(heard)) > 40 and any("阶段 2，第 2/4 步" in text for text in heard), heard
-    english = {text for text in heard if set(re.findall(r"[A-Za-z]{3,}", text)) - SAME_IN_BOTH}
-    assert english == set()
-    assert chinese.errors == []
+        strip.screenshot("all")
+        assert len(set(heard)) > 40 and any("阶段 2，第 2/4 步" in text for text in heard), heard
+        english = {text for text in heard if set(re.findall(r"[A-Za-z]{3,}", text)) - SAME_IN_BOTH}
+        assert english == set()
 
-
-def test_chinese_names_show_in_the_browser(chinese: Any, screenshots: Path) -> None:
-    graph = {key: {**entry, "_meta": {}} for key, entry in api_graph("helios_distilled_t2v").items()}
-    chinese.load_api(graph, "中文")
-    chinese.page.evaluate(FOCUS, "HeliosChunkChain")
-    shown = chinese.page.evaluate(SHOWN, "HeliosChunkChain")
-    chinese.page.screenshot(path=str(screenshots / "chinese.png"))
-    assert shown[:4] == ["Helios 分块链", "模型", "正面条件", "负面条件"]
-    assert chinese.errors == []
+        graph = {key: {**entry, "_meta": {}} for key, entry in api_graph("helios_distilled_t2v").items()}
+        frontend.load_api(graph, "中文")
+        frontend.page.evaluate(FOCUS, "HeliosChunkChain")
+        shown = frontend.page.evaluate(SHOWN, "HeliosChunkChain")
+        frontend.page.screenshot(path=str(screenshots / "chinese.png"))
+        assert shown[:4] == ["Helios 分块链", "模型", "正面条件", "负面条件"]
+        assert frontend.errors == []

@@ -167,11 +167,11 @@ def test_the_matching_loss_has_the_matching_gradient():
 
 
 def _distill(cached):
-    teacher, student = (model.new_transformer(seed=seed, **TINY) for seed in (1, 2))
+    real, student = (model.new_transformer(seed=seed, **TINY) for seed in (1, 2))
     with torch.no_grad():
-        for network in (teacher, student):
+        for network in (real, student):
             network.output.proj.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
-    return stage3.DistillTask(student, teacher, OneClip(), batch=2, depths=(0,), cached=cached)
+    return stage3.DistillTask(student, real, OneClip(), batch=2, depths=(0,), cached=cached)
 
 
 def test_cached_gradients_are_the_gradients():
@@ -195,3 +195,23 @@ def test_only_every_fifth_step_is_the_students():
         students = any(p.grad is not None for p in task.student.parameters())
         critics = any(p.grad is not None for p in [*task.fake.parameters(), *task.heads.parameters()])
         assert (students, critics) == (step % 5 == 0, step % 5 != 0)
+
+
+@pytest.mark.slow
+def test_distribution_matching_pulls_the_student_to_what_the_real_score_knows():
+    """Base has learned one clip, the student nothing; no step of the student's sees that clip."""
+    real, student = (model.new_transformer(seed=seed, **TINY) for seed in (1, 2))
+    _losses(stage1.Stage1(real, OneClip(), batch=2), real, 150, 3e-3)
+    settings = stage3.DistillSettings(guidance=0.0, adversarial=0.0)  # nothing was learned without a caption
+    task = stage3.DistillTask(student, real, OneClip(), batch=2, depths=(0,), settings=settings)
+
+    def off():
+        random = StepRandom(9, 0)
+        batch = task.clips.batch(random, 6, stage3.DISTILL_DROPS)
+        with torch.no_grad():
+            generated = task.generate(batch, task.clips.embeddings[batch.captions], random)
+        return (generated - batch.clean).square().mean().item()
+
+    before = off()
+    _losses(task, task.module, 400, 2e-3)
+    assert off() < 0.85 * before
