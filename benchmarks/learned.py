@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from helios_core.pipeline import HeliosPipeline
 from training.world import CHUNK_FRAMES, COLOURS, MOTIONS, PHRASES, Scene, caption, draw_scene, render
@@ -35,11 +36,19 @@ Array = NDArray[np.float32]
 class Film:
     """Renders with one variant's released defaults, several films at a time."""
 
-    def __init__(self, folder: Path, variant: str, steps: list[int] | None):
+    def __init__(self, folder: Path, variant: str, steps: list[int] | None, anchor: bool = True):
         self.variant, self.pipe = variant, HeliosPipeline.from_pretrained(folder / variant)
         self.sampling: dict[str, Any] = {}
         if steps and variant != "base":
             self.sampling["pyramid_num_inference_steps_list"] = steps
+        network = self.pipe.transformer
+        prepare = network.prepare_history
+
+        def without_anchor(short: Tensor, mid: Tensor, long: Tensor) -> Any:
+            return prepare(torch.cat([torch.zeros_like(short[:, :, :1]), short[:, :, 1:]], 2), mid, long)
+
+        if not anchor:
+            network.prepare_history = without_anchor
 
     def __call__(self, prompts: list[str] | None, chunks: int, seed: int, **inputs: Any) -> Array:
         """[B,F,3,H,W] in 0..1."""
@@ -134,9 +143,13 @@ def prompt_change(film: Film, count: int) -> dict[str, tuple[str, float]]:
     return {"changed within two chunks": ("0.90", share(changed)), "chunks before are equal": ("1", share(equal))}
 
 
-def drift(film: Film, chunks: int) -> dict[str, tuple[str, float]]:
-    """One long film: |first 15 % - last 15 %| of what a picture's numbers are."""
-    frames = film([caption(scenes(1)[0], 0)], chunks, FIRST_SEED)[0]
+def drift(film: Film, chunks: int, films: int = 1) -> dict[str, tuple[str, float]]:
+    """Long films: |first 15 % - last 15 %| of what a picture's numbers are, the mean of all."""
+    found = [_drift(film([caption(scene, 0)], chunks, FIRST_SEED)[0]) for scene in scenes(films)]
+    return {name: ("small", float(np.mean([one[name] for one in found]))) for name in found[0]}
+
+
+def _drift(frames: Array) -> dict[str, float]:
     part = max(1, round(0.15 * len(frames)))
     values = {
         "brightness": frames.mean(axis=(1, 2, 3)),
@@ -144,7 +157,7 @@ def drift(film: Film, chunks: int) -> dict[str, tuple[str, float]]:
         "colour": frames.mean(axis=(2, 3)),
         "sharpness": np.abs(np.diff(frames, axis=3)).mean(axis=(1, 2, 3)),
     }
-    return {name: ("small", float(np.abs(v[:part].mean(0) - v[-part:].mean(0)).max())) for name, v in values.items()}
+    return {name: float(np.abs(v[:part].mean(0) - v[-part:].mean(0)).max()) for name, v in values.items()}
 
 
 def unknown_words(film: Film, count: int) -> dict[str, tuple[str, float]]:
@@ -168,16 +181,18 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=["base", "mid", "distilled"])
     parser.add_argument("--steps", type=int, nargs=3, help="steps of every pyramid stage; released ones where absent")
     parser.add_argument("--long", type=int, default=44, help="chunks of the drift row")
+    parser.add_argument("--long-films", type=int, default=1, help="films of the drift row")
+    parser.add_argument("--no-anchor", action="store_true", help="for a model that was trained without one")
     options = parser.parse_args()
     results = []
     for variant in options.variants:
         if not (options.folder / variant / "model_index.json").is_file():
             print(f"{variant}: not trained")
             continue
-        film = Film(options.folder, variant, options.steps)
+        film = Film(options.folder, variant, options.steps, not options.no_anchor)
         for row in options.rows:
             started = time.monotonic()
-            found = ROWS[row](film, options.long if row == "drift" else options.films)
+            found = drift(film, options.long, options.long_films) if row == "drift" else ROWS[row](film, options.films)
             for name, (asked, reached) in found.items():
                 print(f"{variant:<10} {row:<14} {name:<40} asked {asked:<16} reached {reached:.3g}", flush=True)
                 results.append({"variant": variant, "row": row, "name": name, "asked": asked, "reached": reached})

@@ -17,7 +17,7 @@ from helios_core.commands.cli import run_command
 from helios_core.errors import HeliosError
 from helios_core.networks.transformer import HeliosTransformer
 
-from .data import WorldClips, write_shards
+from .data import Drops, WorldClips, write_shards
 from .export import PARTS, write_release
 from .lora_run import add_arguments, train_lora
 from .model import new_transformer
@@ -32,6 +32,8 @@ from .world import PROMPTS, caption, draw_scene, render
 
 RUNS = Path("training-runs")
 SOURCES = {"base": "stage1", "mid": "stage2", "distilled": "stage3"}
+# What drift the paper's two means against it prevent: Mid goes on without one.
+ABLATIONS = {"anti-drifting": Drops(exact=1.0), "anchor": Drops(anchor=False)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,13 +91,11 @@ def stage1(options: argparse.Namespace) -> None:
 
 def stage2(options: argparse.Namespace) -> None:
     """Trains Mid; with --start, from a released folder's weights."""
-    model = new_transformer()
+    model, name = new_transformer(), f"stage2-without-{options.without}" if options.without else "stage2"
     if options.start is not None:
         model.load_state_dict(open_transformer(options.start).state_dict())
-    task = Stage2(model, _clips(options), options.batch, shares=options.shares)
-    _train(
-        options, task, "stage2", Settings(options.steps, options.rate, warmup=100, average=0.995, sample_seconds=900)
-    )
+    task = Stage2(model, _clips(options), options.batch, ABLATIONS.get(options.without), shares=options.shares)
+    _train(options, task, name, Settings(options.steps, options.rate, warmup=100, average=0.995, sample_seconds=900))
 
 
 def stage3(options: argparse.Namespace) -> None:
@@ -120,7 +120,8 @@ def export(options: argparse.Namespace) -> None:
     """Writes released folders of what has been trained."""
     for variant in options.variants:
         model, found = new_transformer(), None
-        for name in ("stage3-dmd", "stage3-ode") if variant == "distilled" else (SOURCES[variant],):
+        own = ("stage3-dmd", "stage3-ode") if variant == "distilled" else (SOURCES[variant],)
+        for name in (options.run_name,) if options.run_name else own:
             if found is None and (options.folder / name / STATE).is_file():
                 model, found = _trained(options.folder, name, model), name
         if found is None:
@@ -202,12 +203,14 @@ def _parser() -> argparse.ArgumentParser:
     command(stage1, steps=2000, batch=8, rate=5e-4).add_argument("--fresh", action="store_true")
     starting = command(stage2, steps=4000, batch=8, rate=1.5e-3)
     starting.add_argument("--start", type=Path, help="a released folder whose weights to start from")
+    starting.add_argument("--without", choices=list(ABLATIONS), help="an ablation, in a run of its own")
     starting.add_argument(
         "--shares", type=float, nargs=len(STAGE_SHARES), default=STAGE_SHARES, help="how often each stage is drawn"
     )
     command(stage3, steps=1000, batch=6, rate=3e-4).add_argument("--part", choices=("ode", "dmd"), default="ode")
     exporting = command(export)
     exporting.add_argument("variants", nargs="+", choices=list(SOURCES))
+    exporting.add_argument("--run-name", help="of which run; that of the variant where absent")
     exporting.add_argument("--output", type=Path, default=Path("models/helios-small"))
     add_arguments(command(lora, steps=1000, batch=1, rate=1e-4, rank=16))
     command(status)

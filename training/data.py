@@ -89,13 +89,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class Drops:
-    """How often a sample is text to video (no history at all) or image to video (only its last frame)."""
+    """How often a sample is text to video (no history at all) or image to video (only its last frame), has no caption,
+    or an exact history. Without ``anchor`` none has one: the paper's ablation, as is ``exact`` = 1.
+    """
 
     text_to_video: float = 0.45
     image_to_video: float = 0.1
     caption: float = 0.1
     exact: float = 0.1
     corruption: float = 1 / 3
+    anchor: bool = True
 
 
 class Clips:
@@ -137,6 +140,8 @@ class Clips:
                 past, first = self.stills[clip].float(), self.latents[clip][0, :, :1].float()
             known = torch.cat([first, past[:, -HISTORY:]], dim=1)
             known = corrupted(known, random, drops)
+            if not drops.anchor:
+                known[:, :1] = 0
             anchors.append(known[:, :1])
             histories.append(torch.nn.functional.pad(known[:, 1:], (0, 0, 0, 0, HISTORY - known.shape[1] + 1, 0)))
             clean.append(self.latents[clip][chunk].float())

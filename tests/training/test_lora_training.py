@@ -153,6 +153,20 @@ def test_latents_and_embeddings_are_made_once(clips, tiny_folder, runs, capsys, 
     assert again.captions == found.captions == [[2, 2], [3]]
 
 
+def test_without_anchor_or_corruption_nothing_else_changes():
+    latents = torch.randn(2, 3, 16, 9, 2, 2)
+    drawn = data.Clips(latents, latents[:, 0, :, :1], [[1, 1, 1]] * 2, torch.zeros(2, 2, 4))
+
+    def batch(**drops):
+        return drawn.batch(trainer.StepRandom(0, 0), 12, data.Drops(exact=1.0, **drops))
+
+    usual, without = batch(), batch(anchor=False)
+    assert usual.anchor.any() and not without.anchor.any()
+    assert torch.equal(usual.history, without.history) and torch.equal(usual.clean, without.clean)
+    known = usual.history[usual.history.ne(0)]
+    assert torch.isin(known, latents).all(), "exact"
+
+
 def test_clips_of_equal_length_draw_the_numbers_they_drew():
     """Golden: what the batches of helios-small's training were before clips could differ in length."""
     generator = torch.Generator().manual_seed(5)
