@@ -198,9 +198,9 @@ def main() -> None:
                 results.append({"variant": variant, "row": row, "name": name, "asked": asked, "reached": reached})
             print(f"{variant:<10} {row:<14} {time.monotonic() - started:.0f} s")
     RESULTS.mkdir(exist_ok=True)
-    # With what was asked for: two runs that end in the same minute are two files.
+    # With what was asked for: two runs that end in the same second are two files.
     asked = "-".join([*options.variants, *options.rows])
-    path = RESULTS / f"learned-{datetime.now():%Y%m%d-%H%M}-{asked}.json"
+    path = RESULTS / f"learned-{datetime.now():%Y%m%d-%H%M%S}-{asked}.json"
     settings = {"films": options.films, "steps": options.steps, "rows": results}
     path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
     print(path.name)
