@@ -125,7 +125,8 @@ def export(options: argparse.Namespace) -> None:
             if found is None and (options.folder / name / STATE).is_file():
                 model, found = _trained(options.folder, name, model), name
         if found is None:
-            raise HeliosError(f"variant {variant} has not been trained in {options.folder}; train {SOURCES[variant]}.")
+            wanted = options.run_name or SOURCES[variant]
+            raise HeliosError(f"variant {variant} has not been trained in {options.folder}; train {wanted}.")
         folder = write_release(options.output / variant, options.folder / "parts", variant, model)
         print(f"{folder}: {found} after {run_facts(options.folder / found)['step']} steps")
 
