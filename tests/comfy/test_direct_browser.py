@@ -160,8 +160,10 @@ def test_ten_live_takes_leave_nothing_behind(strip: Strip) -> None:
         strip.set(seed=next(seeds), filename_prefix=f"live{take}")
         strip.run()
         strip.page.wait_for_function(GROWING, timeout=SECONDS)
+        strip.press("pause")  # a prompt of a film that goes on is used before it can be undone
         prompt(strip, "a storm")
-        strip.press("undo" if take % 2 else "pause")
+        if take % 2:
+            strip.press("undo")
         strip.press("stop")
         strip.until("finished")
         strip.page.wait_for_function(FILM_SHOWN, timeout=SECONDS)
