@@ -41,14 +41,13 @@ class Film:
         self.sampling: dict[str, Any] = {}
         if steps and variant != "base":
             self.sampling["pyramid_num_inference_steps_list"] = steps
-        network = self.pipe.transformer
-        prepare = network.prepare_history
-
-        def without_anchor(short: Tensor, mid: Tensor, long: Tensor) -> Any:
-            return prepare(torch.cat([torch.zeros_like(short[:, :, :1]), short[:, :, 1:]], 2), mid, long)
-
         if not anchor:
-            network.prepare_history = without_anchor
+            prepare = self.pipe.transformer.prepare_history
+
+            def without_anchor(short: Tensor, mid: Tensor, long: Tensor) -> Any:
+                return prepare(torch.cat([torch.zeros_like(short[:, :, :1]), short[:, :, 1:]], 2), mid, long)
+
+            self.pipe.transformer.prepare_history = without_anchor
 
     def __call__(self, prompts: list[str] | None, chunks: int, seed: int, **inputs: Any) -> Array:
         """[B,F,3,H,W] in 0..1."""
@@ -201,7 +200,8 @@ def main() -> None:
     # With what was asked for: two runs that end in the same second are two files.
     asked = "-".join([*options.variants, *options.rows])
     path = RESULTS / f"learned-{datetime.now():%Y%m%d-%H%M%S}-{asked}.json"
-    settings = {"films": options.films, "steps": options.steps, "rows": results}
+    names = ("films", "steps", "long", "long_films", "no_anchor")
+    settings = {**{name: getattr(options, name) for name in names}, "rows": results}
     path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
     print(path.name)
 

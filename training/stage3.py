@@ -45,10 +45,10 @@ STEPS = 2
 DISTILL_DROPS = Drops(text_to_video=0.4, caption=0.0)
 
 
-def student_schedule(stage: int, latents: Tensor, steps: int = STEPS) -> StepSchedule:
+def student_schedule(stage: int, latents: Tensor) -> StepSchedule:
     """The timesteps and sigmas that the distilled sampler has at this stage; ``latents`` are the stage's own."""
     tokens = token_count(latents) // (1 if stage == 0 else 4)
-    return dmd_schedule(DISTILLED, stage_tables(DISTILLED)[stage], steps, dynamic_shift(tokens), amplified=False)
+    return dmd_schedule(DISTILLED, stage_tables(DISTILLED)[stage], STEPS, dynamic_shift(tokens), amplified=False)
 
 
 def guided(
@@ -287,10 +287,10 @@ class DistillTask(Task):
 
     def _fooling_loss(self, noisy: Tensor, timestep: Tensor, embeddings: Tensor, batch: Batch) -> Tensor:
         if not self.cached:
-            return F.softplus(-self._scores(noisy, timestep, embeddings, batch)).mean()
+            return F.softplus(-self._scores(noisy, timestep, embeddings, batch)[1]).mean()
         with torch.enable_grad():
             alone = noisy.detach().requires_grad_(True)
-            value = F.softplus(-self._scores(alone, timestep, embeddings, batch)).mean()
+            value = F.softplus(-self._scores(alone, timestep, embeddings, batch)[1]).mean()
             (gradient,) = torch.autograd.grad(value, alone)
         return CachedGradient.apply(noisy, value.detach(), gradient)
 
@@ -298,17 +298,17 @@ class DistillTask(Task):
         self, generated: Tensor, noise: Tensor, t: Tensor, embeddings: Tensor, batch: Batch
     ) -> tuple[Tensor, dict[str, float]]:
         noisy, noisy_real = ((1 - per_sample(t)) * x + per_sample(t) * noise for x in (generated, batch.clean))
-        predicted = velocity(self.fake, noisy, TIMESTEPS * t, embeddings, batch)
+        predicted, low = self._scores(noisy, TIMESTEPS * t, embeddings, batch)
+        _, high = self._scores(noisy_real, TIMESTEPS * t, embeddings, batch)
         flow = (predicted - (noise - generated)).square().mean()
-        low = self._scores(noisy, TIMESTEPS * t, embeddings, batch)
-        high = self._scores(noisy_real, TIMESTEPS * t, embeddings, batch)
         told = F.softplus(low).mean() + F.softplus(-high).mean()
         return flow + self.settings.adversarial * told, {"flow": flow.item(), "told": told.item()}
 
-    def _scores(self, noisy: Tensor, timestep: Tensor, embeddings: Tensor, batch: Batch) -> Tensor:
+    def _scores(self, noisy: Tensor, timestep: Tensor, embeddings: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The fake score's velocity, and what the heads say of its features."""
         with Features(self.fake, self.heads.depths, token_count(noisy)) as found:
-            velocity(self.fake, noisy, timestep, embeddings, batch)
-        return self.heads(found)
+            predicted = velocity(self.fake, noisy, timestep, embeddings, batch)
+        return predicted, self.heads(found)
 
     def sample(self, averaged: dict[str, Tensor], path: Path) -> None:
         mine = {name[8:]: tensor for name, tensor in averaged.items() if name.startswith("student.")}

@@ -5,10 +5,10 @@ other than the main one, like the one in which ComfyUI runs graphs, has heaps of
 alone by itself: a small object at the end of one pins all before it. Other C libraries are left alone.
 
 Measured in ComfyUI on two processors (helios-tiny, 8 and 44 chunks): peaks of 1,338 and 1,369 MiB at 320x192; at
-640x384 2,338 and 2,370 MiB, returned once a chunk. A chunk's peak varies by 160 MiB at random, with one heap for all
-threads (MALLOC_ARENA_MAX=1) too; between chunks nothing grows. Tensors from 4 MiB on as blocks of their own, which
-glibc returns at once, would keep the peak of 44 chunks at that of 8, and cost 6 % of the film's time at 640x384 and
-20 % at 320x192. A graphics card's memory is not glibc's.
+640x384 2,338 and 2,370 MiB, returned once a chunk. A chunk's peak varies by 160 MiB at random (by 70 with one heap
+for all threads, MALLOC_ARENA_MAX=1); between chunks nothing grows. Tensors from 4 MiB on as blocks of their own,
+which glibc returns at once, would keep the peak of 44 chunks at that of 8, and cost 6 % of the film's time at 640x384
+and 20 % at 320x192. A graphics card's memory is not glibc's.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def off(found, wanted):
     return float((found - wanted).abs().mean() / wanted.abs().mean())
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [pytest.param("q8_0", 0.01, marks=pytest.mark.slow), ("q4_0", 0.15)])
+@pytest.mark.parametrize(("name", "tolerance"), [pytest.param("q8_0", 0.01, marks=pytest.mark.slow), ("q4_0", 0.12)])
 def test_a_lora_on_packed_weights_is_the_merged_model(comfy, name, tolerance):
     file = convert(SMALL, models(comfy, "diffusion_models") / f"lora-{name}.gguf", name, show_progress=False)
     state = load_transformer(open_transformer(file)).state_dict()
