@@ -53,14 +53,17 @@ def load_file_beside(name: str, file: Path) -> ModuleType:
 # Here, because pytest applies --hypothesis-profile before it looks into folders below.
 load_file_beside("helios_fuzz_profiles", Path(__file__).parent / "fuzz" / "profiles.py").register()
 escaped_reports = load_file_beside("helios_escaped_reports", Path(__file__).parent / "escaped_reports.py")
+alone = load_file_beside("helios_alone", Path(__file__).parent / "alone.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(escaped_reports)
+    config.pluginmanager.register(alone)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--alone", action="store_true", help="run every test in a process of its own (POSIX)")
 
 
 # Behind pytest-random-order.

@@ -35,7 +35,7 @@ from .thumbnails import segment_thumbnail
 
 IDENTIFIER = re.compile(r"[0-9a-f]{32}")
 NO_BYTES = re.compile(r"(?i:bytes)=-0+")
-CHUNK = re.compile(r"[0-9]{1,9}")
+CHUNK = re.compile(r"0|[1-9][0-9]{0,8}")
 TYPES = {"thumbnail": "image/webp", "video": "video/mp4"}
 # A finished chunk of a take never changes, but for one that may be made again.
 FOREVER = {"Cache-Control": "private, max-age=86400, immutable"}

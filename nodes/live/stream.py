@@ -25,7 +25,7 @@ from ...helios_core.video.segments import exact_rate
 from ...helios_core.video.stream import playlist, stream_header, stream_part
 from .routes import FOREVER, IDENTIFIER, NO_BYTES, TakeParts, find_take, refused, refused_identifier
 
-NAME = re.compile(r"(?:([0-9]{1,9})-)?([0-9a-f]{1,128})(\.mp4|\.m4s)")
+NAME = re.compile(r"(?:(0|[1-9][0-9]{0,8})-)?([0-9a-f]{1,128})(\.mp4|\.m4s)")
 PLAYLIST_TYPE, PART_TYPE = "application/vnd.apple.mpegurl", "video/iso.segment"
 
 

@@ -263,7 +263,7 @@ def test_lora_shapes(tmp_path, changed):
     lora = outcome(lambda: read_lora(file, LORA), file.name, size=len(data))
     for pairs in lora.adapters.values() if lora else ():
         for pair in pairs:
-            assert pair["lora_up.weight"].shape[1] == pair["lora_down.weight"].shape[0]
+            assert pair["lora_up.weight"].flatten(1).shape[1] == pair["lora_down.weight"].shape[0]
             assert "alpha" not in pair or abs(pair["alpha"].item()) < float("inf")
 
 
