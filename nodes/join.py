@@ -9,7 +9,6 @@ from typing import Any
 from comfy_api.latest import InputImpl, io, ui
 from torch import Tensor
 
-from ..helios_core.errors import HeliosError
 from ..helios_core.video.audio import shifted
 from ..helios_core.video.join import Part, file_part, join_parts, settings_for
 from .adapters.graph_checks import check_node
@@ -78,7 +77,7 @@ class HeliosJoinVideos(io.ComfyNode):
         audio: dict[str, Any] | None = None,
         audio_offset: float = 0.0,
     ) -> io.NodeOutput:
-        given = [part_of(number, part) for number, part in enumerate(parts.values(), start=1) if part is not None]
+        given = [part_of(part) for part in parts.values() if part is not None]
         settings = settings_for(given, fps, codec, quality)
         sound = None if audio is None else shifted(audio, audio_offset)
         target = Target(filename_prefix, settings.width, settings.height)
@@ -92,19 +91,17 @@ class HeliosJoinVideos(io.ComfyNode):
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)), ui=ui.PreviewVideo([saved]))
 
 
-def part_of(number: int, part: Any) -> Part:
+def part_of(part: Any) -> Part:
     """A socket's value as a part; a VIDEO of a file is read from there.
 
     Raises:
-        HeliosError: neither VIDEO nor IMAGE, or without frames.
+        HeliosError: it has no frames.
     """
     if isinstance(part, InputImpl.VideoFromFile):
         found = file_part(part.get_stream_source(), *part.get_active_trim_window())
         return Part(lambda: interruptible(found.frames()), found.width, found.height, found.fps, found.file)
     fps = None
     if not isinstance(part, Tensor):
-        if not hasattr(part, "get_components"):
-            raise HeliosError(f"part {number} is no VIDEO or IMAGE; connect the output of a node that makes one.")
         components = part.get_components()
         part, fps = components.images, float(components.frame_rate)
     next(pixels(part))  # refused before anything is written

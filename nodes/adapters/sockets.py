@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import comfy.samplers
@@ -65,13 +65,23 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
 
     @functools.wraps(execute)
     def wrapper(cls: type[io.ComfyNode], **values: Any) -> Any:
-        for declared in cls.define_schema().inputs:
-            if declared.id in values and not _is_absent(declared, values[declared.id]):
-                check_value(declared.id, declared.get_io_type(), values[declared.id])
+        for name, types, value in _given(cls.define_schema().inputs, values):
+            check_value(name, types, value)
         return execute(cls, **values)
 
     node.execute = classmethod(wrapper)  # type: ignore[method-assign, assignment]
     return node
+
+
+def _given(inputs: Iterable[io.Input], values: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Each value with its input's name and types; those of a growing input one by one."""
+    for declared in inputs:
+        value = values.get(declared.id)
+        if isinstance(declared, io.Autogrow.Input):
+            types = declared.template.input.get_io_type()
+            yield from ((f"{declared.id}.{name}", types, row) for name, row in (value or {}).items() if row is not None)
+        elif declared.id in values and not _is_absent(declared, value):
+            yield declared.id, declared.get_io_type(), value
 
 
 def _is_absent(declared: io.Input, value: Any) -> bool:

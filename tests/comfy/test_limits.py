@@ -131,6 +131,14 @@ def test_numbers_of_many_digits_in_texts_are_refused(comfy):
     assert "is not a list of chunk numbers" in refused(comfy, schedule("HeliosPromptSchedule", **chunks))
 
 
+@pytest.mark.parametrize("row", [0, "a boat", {"a": 1}])
+def test_a_row_without_a_link_is_refused_by_name(comfy, row):
+    rows = {"rows.row_0": ["text", 0], "rows.row_1": row, "first_chunks": "0, 1"}
+    assert "rows.row_1 is " in refused(comfy, schedule("HeliosPromptSchedule", **rows))
+    video = node("HeliosJoinVideos", **{"parts.part_0": row})
+    assert "parts.part_0 is " in refused(comfy, {"tried": video})
+
+
 def test_half_a_surrogate_pair_is_read_as_a_question_mark(comfy):
     """JSON may carry it, and no tokenizer takes it."""
     assert ended(comfy, schedule("HeliosPromptScheduleText", clip=["clip", 0], text="0: a \ud800 boat")) is None

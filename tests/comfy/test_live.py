@@ -250,6 +250,7 @@ def test_what_cannot_be_followed_is_told(comfy):
     shoot = Shoot(comfy, live("refused"))
     shoot.until(1)
     shoot.direct("pause")
+    shoot.until(shoot.state()["next_chunk"] - 1)
     before = shoot.state()
     assert "has begun already" in shoot.refused("prompt", text="rain", chunk=0)
     assert "has 1000000 letters" in shoot.refused("prompt", text="x" * 1_000_000)
