@@ -178,7 +178,8 @@ def test_clips_of_equal_length_draw_the_numbers_they_drew():
         batch = drawn.batch(trainer.StepRandom(0, step), 12, data.Drops())
         assert batch.captions == numbers
         found = [x.double().sum().item() for x in (batch.clean, batch.anchor, batch.history)]
-        assert found == pytest.approx(sums, abs=1e-3)
+        # Of half precision: what a processor without AVX draws rounds otherwise now and then.
+        assert found == pytest.approx(sums, abs=1e-2)
 
 
 GOLDEN = (
