@@ -28,6 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from helios_core.take.store import CHUNK_SUFFIX, SEGMENT_SUFFIX  # noqa: E402
 from helios_setup.comfyui import existing_tree, link_folder  # noqa: E402
 from helios_setup.examples import write_examples  # noqa: E402
 from helios_setup.paths import PACK_NAME  # noqa: E402
@@ -44,13 +45,15 @@ ALLOWED_MIB, WARM_JOBS = 60, 20
 # A connection that is being closed, and a thread that is ending, may still be there when a job is done.
 ALLOWED_HANDLES, ALLOWED_THREADS = 4, 4
 LIMIT_VARIABLE = "HELIOS_STORE_GIB"
+# glibc would serve ever larger blocks from heaps, which keep pieces of what is freed: more than any leak looked for.
+HEAPS = ("MALLOC_MMAP_THRESHOLD_", str(256 * 2**10))
 MIB = 2**20
 DAY = 24 * 3600.0
 
 
 @dataclass(frozen=True)
 class Job:
-    """One queued workflow; ``interrupt`` is how long after its first step it is interrupted, in steps' time."""
+    """One queued workflow; ``interrupt`` is when it is interrupted, as a part of the time it usually takes."""
 
     workflow: str
     seed: int
@@ -105,6 +108,8 @@ def filled(job: Job) -> dict[str, Any]:
             inputs["steps"] = STEPS[kind]
         if "num_chunks" in inputs:
             inputs.update(num_chunks=job.chunks, take=job.workflow)
+        if "max_chunks" in inputs:
+            inputs["max_chunks"] = job.chunks
         if "first_chunks" in inputs:
             inputs.update(first_chunks="0, 1, 2", blend=2)
         if "seed" in inputs and kind != "HeliosImageHistory":
@@ -126,18 +131,19 @@ def start(tree: Path, base: Path, variants: Sequence[str] = VARIANTS) -> ComfySe
         subprocess.run(command, check=True, capture_output=True)
     own = ["--base-directory", str(base), "--temp-directory", str(base), "--database-url", "sqlite:///:memory:"]
     os.environ[LIMIT_VARIABLE] = str(QUOTA_MIB / 1024)
+    os.environ.setdefault(*HEAPS)
     return ComfyServer(tree, Path(sys.executable), base / "comfyui.log", [*own, "--cpu", "--force-fp32"])
 
 
 def soak(server: ComfyServer, base: Path, jobs: Sequence[Job]) -> Iterator[Measured]:
     """Runs the jobs in turn and measures after each."""
-    store, usual = base / "output" / "helios_store", 2.0
+    store, usual = base / "output" / "helios_store", {job.workflow: 1.0 for job in jobs}
     for index, job in enumerate(jobs, 1):
         began = time.monotonic()
         prompt = server.queue(filled(job))
         timer = None
         if job.interrupt is not None:
-            timer = threading.Timer(job.interrupt * usual, server.interrupt)
+            timer = threading.Timer(job.interrupt * usual[job.workflow], server.interrupt)
             timer.start()
         entry = server.wait(prompt)
         seconds = time.monotonic() - began
@@ -146,7 +152,7 @@ def soak(server: ComfyServer, base: Path, jobs: Sequence[Job]) -> Iterator[Measu
             timer.cancel()
             timer.join()
         else:
-            usual = 0.8 * usual + 0.2 * seconds
+            usual[job.workflow] = seconds
         outcome = failure(entry) or "success"
         status, memory = process_numbers(server.pid, "status"), process_numbers(server.pid, "smaps_rollup")
         yield Measured(
@@ -168,12 +174,17 @@ def process_numbers(pid: int, file: str) -> dict[str, int]:
     return {part[0].rstrip(":"): int(part[1]) for part in parts if len(part) > 1 and part[1].isdigit()}
 
 
+def _kept(store: Path) -> list[Path]:
+    """Chunks and segments, which is all that the store's limit counts."""
+    return [*store.glob(f"*{CHUNK_SUFFIX}"), *store.glob(f"*{SEGMENT_SUFFIX}")]
+
+
 def _size(store: Path) -> int:
-    return sum(path.stat().st_size for path in store.glob("*.safetensors"))
+    return sum(path.stat().st_size for path in _kept(store))
 
 
 def _age(store: Path) -> None:
-    for path in store.glob("*.safetensors"):
+    for path in _kept(store):
         state = path.stat()
         os.utime(path, (state.st_atime, state.st_mtime - DAY))
 

@@ -12,6 +12,7 @@ JOBS, WARM, INTERRUPTS = 24, 12, 6
 @pytest.mark.skipif(sys.platform != "linux", reason="measures through /proc")
 def test_jobs_leave_nothing_behind(comfyui_tree, tmp_path, monkeypatch):
     monkeypatch.setenv(soak.LIMIT_VARIABLE, str(soak.QUOTA_MIB / 1024))
+    monkeypatch.setenv(*soak.HEAPS)
     with soak.start(comfyui_tree, tmp_path) as server:
         rows = list(soak.soak(server, tmp_path, soak.plan(JOBS, INTERRUPTS, seed=0)))
     figures = soak.summary(rows, WARM)
