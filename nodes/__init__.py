@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 from server import PromptServer
 
+from .adapters.graph_checks import validated
 from .adapters.prompt_graph import keep_prompt
 from .adapters.sockets import checked
 from .chunks import HeliosChunkChain, HeliosDecode, HeliosSampleChunk
@@ -72,7 +73,7 @@ class HeliosExtension(ComfyExtension):
             HeliosProcessVideo,
             HeliosFarmRender,
         ]
-        return [checked(node) for node in nodes]
+        return [validated(checked(node)) for node in nodes]
 
 
 async def comfy_entrypoint() -> HeliosExtension:

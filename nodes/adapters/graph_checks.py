@@ -10,8 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from comfy_api.latest import io
+from comfy_execution.graph_utils import is_link
+
 from ...helios_core.checkpoint import open_transformer
-from ...helios_core.errors import HeliosError
+from ...helios_core.errors import HeliosError, shortened
 from ...helios_core.samplers import ChunkSampler
 from ...helios_core.take.history import check_size
 from ...helios_core.take.history_file import load_history
@@ -55,6 +58,13 @@ class Beginning:
     batch: int | None
 
 
+def validated(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
+    """The node, with :func:`check_node` where it has no ``validate_inputs`` of its own; those call it themselves."""
+    if "validate_inputs" not in vars(node):
+        node.validate_inputs = classmethod(lambda cls: check_node())  # type: ignore[method-assign, assignment]
+    return node
+
+
 def check_node() -> bool:
     """True; for ``validate_inputs`` of a node, which core reports a raised error of once and under no other input.
 
@@ -62,9 +72,21 @@ def check_node() -> bool:
         HeliosError: the node cannot run as it stands in the graph.
     """
     node = node_in_validation()
-    if node is not None and node.kind in CHECKS:
-        CHECKS[node.kind](node)
+    if node is not None:
+        _check_links(node)
+        if node.kind in CHECKS:
+            CHECKS[node.kind](node)
     return True
+
+
+def _check_links(node: Wired) -> None:
+    """Core follows a link of an input that no node declares without looking, and ends its queue for good."""
+    for name, value in node.inputs.items():
+        if is_link(value) and value[0] not in node.prompt:
+            raise HeliosError(
+                f"{shortened(name)} comes from node {shortened(value[0])}, which is not in the graph; connect it anew, "
+                "or leave it out."
+            )
 
 
 def _check_sampler(node: Wired) -> None:

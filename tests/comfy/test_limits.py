@@ -108,6 +108,24 @@ def test_nan_through_a_link_is_refused(comfy):
     comfy.post_raw("/history", {"clear": True})
 
 
+# -- links ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["model", "history", "sampler", "render", "saved"])
+def test_a_link_to_no_node_is_refused(comfy, key):
+    """Of an input that nothing declares; core's queue would end for good."""
+    graph = film("linked", chunks=1)
+    graph["saved"] = node("HeliosSaveHistory", history=["render", 1], filename_prefix="linked")
+    graph[key]["inputs"]["unknown"] = ["nowhere", 7]
+    status, body = comfy.post_raw("/prompt", {"prompt": graph})
+    (error,) = body["node_errors"][key]["errors"]
+    assert "'unknown' comes from node 'nowhere', which is not in the graph" in error["details"]
+    if key == "saved":  # the film is an output of its own
+        assert failure(comfy.wait(body["prompt_id"])) is None
+    else:
+        assert status == 400
+
+
 # -- texts --------------------------------------------------------------------------------------------
 
 
