@@ -82,6 +82,10 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], type]:
     tensors, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
     tensors, _ = comfy.utils.convert_old_quants(tensors, "", metadata=metadata)
     spiece = tensors.pop(SPIECE_TENSOR)
+    if spiece.dtype != torch.uint8:
+        raise HeliosError(
+            f"{path} has a tokenizer ({SPIECE_TENSOR}) of {spiece.dtype}, not of bytes; download it again."
+        )
     return tensors, config, _tokenizer_class(spiece, comfy.text_encoders.spiece_tokenizer.SPieceTokenizer)
 
 

@@ -13,7 +13,7 @@ from helios_fuzz_served import attempt
 from helios_fuzz_strategies import damaged, safetensors_files
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 
 from helios_core.commands.tiny import TRANSFORMER_CONFIG
 from helios_core.take.history import History
@@ -70,6 +70,13 @@ def loading(kind: str, name: str) -> dict:
 @pytest.mark.parametrize("kind", sorted(FOLDERS))
 def test_whole_files_load(abused, whole, kind):
     assert attempt(abused, loading(kind, plant(abused, kind, whole[kind]))) == "ran"
+
+
+def test_a_tokenizer_is_bytes(abused, whole):
+    """NumPy, with which core reads it, has no 8-bit floats."""
+    tensors = load(whole["clip"])
+    tensors["spiece_model"] = tensors["spiece_model"].view(torch.float8_e4m3fn)
+    assert attempt(abused, loading("clip", plant(abused, "clip", save(tensors)))) == "one sentence"
 
 
 @tries(25)
