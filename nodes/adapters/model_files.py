@@ -22,6 +22,8 @@ TRANSFORMERS = "diffusion_models"
 # Core lists no GGUF files: the same folders under a name of ours, for these alone.
 PACKED = "helios_gguf"
 folder_paths.folder_names_and_paths[PACKED] = (folder_paths.folder_names_and_paths[TRANSFORMERS][0], {".gguf"})
+# Bytes: a file system's 255, less what films that are being made have behind it.
+LONGEST_PREFIX = 200
 # The fastest first.
 RELEASED = {variant.folder: variant.repository for variant in reversed(VARIANTS.values())}
 
@@ -143,7 +145,10 @@ def save_path(prefix: str, width: int = 0, height: int = 0) -> tuple[str, str, i
         HeliosError: a folder that cannot be made, or a name that is too long.
     """
     try:
-        return folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory(), width, height)[:4]
+        path = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory(), width, height)[:4]
+        if len(os.fsencode(path[1])) > LONGEST_PREFIX:
+            raise ValueError(f"its name has more than {LONGEST_PREFIX} bytes")
+        return path
     except (OSError, ValueError) as error:
         raise HeliosError(
             f"filename_prefix={shortened(prefix)} cannot be used ({reason(error)}); choose a name and a folder "

@@ -204,7 +204,7 @@ def test_a_folder_that_cannot_be_read_hides_no_node(comfy):
     ("prefix", "words"),
     [
         ("occupied.txt/x", "filename_prefix='occupied.txt/x' cannot be used"),
-        ("a" * 300, "cannot be written (File name too long)"),
+        ("a" * 300, "cannot be used (its name has more than 200 bytes)"),
         ("\0", "filename_prefix="),
         ("\ud800/x", "filename_prefix="),
     ],
@@ -215,6 +215,12 @@ def test_a_history_that_cannot_be_written_is_told_in_one_sentence(comfy, prefix,
     begun = node("HeliosEmptyHistory", width=SIZE, height=SIZE, batch_size=1)
     graph = {"begun": begun, "save": node("HeliosSaveHistory", history=["begun", 0], filename_prefix=prefix)}
     assert words in refused(comfy, graph)
+
+
+def test_a_films_name_that_is_too_long_is_refused(comfy):
+    picture = node("EmptyImage", width=SIZE, height=SIZE, batch_size=2, color=0)
+    joined = node("HeliosJoinVideos", **{"parts.part_0": ["picture", 0]}, filename_prefix="é" * 101)
+    assert "has more than 200 bytes" in refused(comfy, {"picture": picture, "joined": joined})
 
 
 @pytest.mark.parametrize(
