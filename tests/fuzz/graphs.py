@@ -18,7 +18,7 @@ from helios_setup.workflow import fill_workflow, workflow_variant
 HISTORY, LORA = "saved.safetensors", "change.safetensors"
 SIZE = (64, 64)
 # Within a node's limits these only say how long it works, which is no fault.
-_CAPS = {"width": 128, "height": 128, "batch_size": 2, "num_chunks": 2, "steps": 8, "blend": 50}
+_CAPS = {"width": 128, "height": 128, "batch_size": 2, "num_chunks": 2, "max_chunks": 2, "steps": 8, "blend": 50}
 _ABSOLUTE = str(Path(tempfile.gettempdir()) / "helios_outside" / "x")
 _PATHS = (
     "../outside", "../../outside/x", _ABSOLUTE, "a/../../outside", "..\\outside", "~/x", ".", "..", "/",
@@ -95,8 +95,7 @@ def _quick(name: str) -> dict[str, Any]:
             inputs["steps"] = 2 if isinstance(inputs["steps"], int) else "1, 1, 1"
         if "first_chunks" in inputs:
             inputs["first_chunks"] = "0, 1, 2"
-        if "num_chunks" in inputs:
-            inputs["num_chunks"] = 1
+        inputs.update(dict.fromkeys(inputs.keys() & {"num_chunks", "max_chunks"}, 1))
     return graph
 
 
