@@ -17,6 +17,11 @@ import pytest
 from _pytest.runner import runtestprotocol
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--alone") and os.environ.get("OMP_NUM_THREADS") != "1":
+        raise pytest.UsageError("--alone: set OMP_NUM_THREADS=1; a forked process waits for threads that it has not.")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     if not item.config.getoption("--alone"):
