@@ -35,6 +35,13 @@ def open_schedule(strip: Strip) -> None:
 SCHEDULE_TEXT = """() => app.graph.nodes.find(({ type }) => type === 'HeliosPromptScheduleText')
   .widgets.find(({ name }) => name === 'text').value"""
 
+WRITE_SCHEDULE = """(text) => {
+  const widget = app.graph.nodes.find(({ type }) => type === 'HeliosPromptScheduleText')
+    .widgets.find(({ name }) => name === 'text')
+  widget.value = text
+  app.api.dispatchEvent(new CustomEvent('graphChanged', { detail: {} }))
+}"""
+
 
 def drag_border(strip: Strip, row: int, chunk: int) -> None:
     border = strip.page.locator(f".helios-band-border[data-row='{row}']").bounding_box()
@@ -67,9 +74,12 @@ def test_borders_of_prompts_are_dragged_and_only_what_follows_is_made_anew(strip
     assert strip.page.evaluate(SCHEDULE_TEXT) == "0: a calm sea\n1: a storm\n2: the sun"
     border = strip.page.locator(".helios-band-border[data-row='2']")
     border.focus()
+    # What is drawn anew meanwhile keeps the keyboard.
+    strip.page.evaluate(WRITE_SCHEDULE, "0: a calm sea\n1: a gale\n2: the sun")
+    strip.page.wait_for_function("() => [...document.querySelectorAll('.helios-band')][1].textContent === 'a gale'")
     for _ in range(3):
         strip.page.keyboard.press("ArrowRight")
-    assert strip.page.evaluate(SCHEDULE_TEXT) == "0: a calm sea\n1: a storm\n3: the sun"
+    assert strip.page.evaluate(SCHEDULE_TEXT) == "0: a calm sea\n1: a gale\n3: the sun"
     assert border.get_attribute("aria-valuenow") == "4"
     strip.check_page()
 

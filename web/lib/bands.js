@@ -34,7 +34,10 @@ export class Bands {
     this._shown = key
     this._model = model
     this._width = width
+    const focused = /** @type {HTMLElement | null} */ (this.root.querySelector(':focus'))
     this.root.replaceChildren(...model.rows.flatMap((_, row) => this._row(row)))
+    const again = focused && this.root.querySelector(`.${focused.className}[data-row='${focused.dataset.row}']`)
+    if (again instanceof HTMLElement) again.focus()
   }
 
   /** @param {number} row @returns {[number, number]} its chunks, from and to, counted from the take's first */
@@ -92,8 +95,6 @@ export class Bands {
       event.preventDefault()
       event.stopPropagation()
       this._move(row, clamped(model.rows[row][0] + by))
-      const moved = this.root.querySelector(`.helios-band-border[data-row='${row}']`)
-      if (moved instanceof HTMLElement) moved.focus()
     }
     border.onpointerdown = (event) => this._drag(event, border, row, clamped)
     return border
