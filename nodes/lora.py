@@ -12,7 +12,7 @@ import torch
 from comfy_api.latest import io
 
 from ..helios_core.checkpoint.lora import read_lora
-from ..helios_core.errors import HeliosError
+from ..helios_core.errors import HeliosError, shortened
 from ..helios_core.networks.transformer import HeliosTransformer
 from .adapters.model import HeliosModel
 from .adapters.sockets import Least
@@ -59,7 +59,9 @@ class HeliosLoraLoader(io.ComfyNode):
         if not isinstance(model.model, HeliosModel):
             raise HeliosError("model is not a Helios model; connect a Helios Model Loader.")
         if lora_name not in folder_paths.get_filename_list(LORAS):
-            raise HeliosError(f"lora_name {lora_name!r} is not a file under models/loras; choose one from the list.")
+            raise HeliosError(
+                f"lora_name={shortened(lora_name)} is not a file under models/loras; choose one from the list."
+            )
         if strength == 0:
             return io.NodeOutput(model)
         path = folder_paths.get_full_path_or_raise(LORAS, lora_name)

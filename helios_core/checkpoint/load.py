@@ -12,7 +12,7 @@ from ..errors import HeliosError, shortened
 from ..networks.transformer import HeliosTransformer
 from ..networks.transformer.fp8 import narrowed, use_fp8
 from .foreign import recognise, refuse_foreign
-from .quantised import Decoder, Scaled, decoders, layer_formats, shape_of, without_companions
+from .quantised import Decoder, Scaled, decoders, holds_numbers, layer_formats, shape_of, without_companions
 from .source import TransformerSource
 
 NAMES_SHOWN, LONGEST_NAME = 3, 160
@@ -88,7 +88,7 @@ def check_state_dict(
     kind: str = "Helios transformer",
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Compares names and shapes with what the model needs; ``kind`` is what the message calls it.
+    """Compares names, shapes and kinds of number with what the model needs; ``kind`` is what the message calls it.
 
     Scales and format markers of quantised layers are no concern of this check.
 
@@ -109,6 +109,11 @@ def check_state_dict(
             f"{key} {list(state[key].shape)} instead of {list(shape)}"
             for key, shape in wanted.items()
             if key in state and shape_of(key, state[key], forms) not in (None, shape)
+        ],
+        "whole-number": [
+            f"{key} of {state[key].dtype}"
+            for key in wanted
+            if key in state and not holds_numbers(key, state[key], forms)
         ],
     }
     told = [f"{len(names)} {fault} ({_first(names)})" for fault, names in faults.items() if names]

@@ -180,6 +180,8 @@ def _adapter(module: str, group: Adapter, shape: tuple[int, ...], path: Path) ->
                 f"{path} was made for another model: {module} is {told} there and {list(shape)} here; choose a "
                 "Wan 2.1 14B or Helios LoRA."
             )
+        for role, tensor in found.items():
+            _check_numbers(tensor, f"{module}.{role}", path)
         # A convolution's factor as a matrix, which makes the loader's Kronecker product right in any dimension.
         found |= {"lokr_w2": found["lokr_w2"].flatten(1)} if "lokr_w2" in found else {}
         return found | {role: group[role] for role in _EXTRA if role in group}
@@ -203,7 +205,13 @@ def _fitting(tensor: Tensor, shape: tuple[int, ...], key: str, path: Path) -> Te
             f"{path} was made for another model: {key} is {list(tensor.shape)} there and {list(shape)} here; "
             "choose a Helios file."
         )
+    _check_numbers(tensor, key, path)
     return tensor
+
+
+def _check_numbers(tensor: Tensor, key: str, path: Path) -> None:
+    if not tensor.is_floating_point():
+        raise HeliosError(f"{path} has {quoted(key)} as {tensor.dtype}, which is not floating-point; save it again.")
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

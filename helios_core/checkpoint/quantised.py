@@ -26,6 +26,7 @@ METADATA_KEY = "_quantization_metadata"
 FP8_FORMAT = "float8_e4m3fn"
 # Formats that are one narrow number times one scale, which is all that the headless library multiplies out.
 SCALED_FORMATS = ("float8_e4m3fn", "float8_e5m2")
+_FLOATING = (None, *SCALED_FORMATS)
 SCALE = ".weight_scale"
 MARKER, FORMAT_MARKER = "scaled_fp8", ".comfy_quant"
 _COMPANIONS = (FORMAT_MARKER, SCALE, ".weight_scale_2", ".input_scale", ".pre_quant_scale",
@@ -141,6 +142,12 @@ def shape_of(key: str, value: Any, forms: Mapping[str, str]) -> tuple[int, ...] 
     if form is None:
         return None
     return form.shape(shape) if len(shape) == 2 and shape[1] % form.nbytes == 0 else ()
+
+
+def holds_numbers(key: str, value: Any, forms: Mapping[str, str]) -> bool:
+    """Whether a weight is floating-point, or whole numbers that its format turns into such; arguments as above."""
+    packed = getattr(value, "form", None) is not None or forms.get(key.removesuffix(".weight")) not in _FLOATING
+    return packed or value.dtype.is_floating_point
 
 
 def quantisation_metadata(layers: Iterable[str]) -> str:

@@ -22,7 +22,7 @@ from ..checkpoint.gguf import any_header
 from ..checkpoint.header import DTYPE_NAMES, TensorEntry
 from ..checkpoint.packed import BLOCK, FORMS, pack
 from ..checkpoint.quantised import Packed
-from ..errors import HeliosError
+from ..errors import HeliosError, shortened
 from ..networks.transformer.fp8 import EXACT_BLOCKS, LARGEST, quantise
 from ..variants import VARIANTS
 from .conversion_plan import ARCHITECTURE, PLANNERS, TYPES, Plan, Planned, read_tensor, slices
@@ -56,7 +56,7 @@ def convert(
     source, target = Path(source), Path(target)
     if dtype not in TYPES or part not in PLANNERS:
         raise HeliosError(
-            f"dtype={dtype!r}, part={part!r} is unknown; use one of {', '.join(TYPES)} and one of "
+            f"dtype={shortened(dtype)}, part={shortened(part)} is unknown; use one of {', '.join(TYPES)} and one of "
             f"{', '.join(PLANNERS)}."
         )
     suffix = ".gguf" if dtype in FORMS else ".safetensors"

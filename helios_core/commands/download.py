@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..checkpoint import open_transformer
-from ..errors import HeliosError
+from ..errors import HeliosError, shortened
 from ..variants import DEFAULT, VARIANTS
 
 REPOSITORIES = {name: variant.repository for name, variant in VARIANTS.items()}
@@ -62,7 +62,7 @@ def download(variant: str, folder: str | Path, on_progress: OnProgress | None = 
     """
     folder = Path(folder)
     if variant not in REPOSITORIES:
-        raise HeliosError(f"variant={variant!r} is unknown; use one of {', '.join(VARIANTS)}.")
+        raise HeliosError(f"variant={shortened(variant)} is unknown; use one of {', '.join(VARIANTS)}.")
     report = on_progress or (lambda done, total: None)
     try:
         listing = list_needed(variant)

@@ -15,7 +15,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from ..errors import HeliosError
+from ..errors import HeliosError, shortened
 from ..variants import BASE, DEFAULT, DISTILLED, VARIANTS
 from .tiny_tokenizer import as_json, tokenizer_files
 from .tiny_weights import (
@@ -114,7 +114,7 @@ def write_tiny(folder: Path | str, variant: str = DEFAULT.name, seed: int = 0) -
     """
     folder = Path(folder)
     if variant not in VARIANTS:
-        raise HeliosError(f"variant {variant!r} is unknown: choose one of {', '.join(VARIANTS)}.")
+        raise HeliosError(f"variant={shortened(variant)} is unknown: choose one of {', '.join(VARIANTS)}.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         return _existing(folder, variant, seed)
     unfinished = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"

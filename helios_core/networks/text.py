@@ -17,8 +17,14 @@ MAX_LENGTH = 512
 Tokenizer = Callable[[str], list[int]]
 
 
+def whole_characters(prompt: str) -> str:
+    """The prompt with a question mark for half a surrogate pair, which JSON may carry and no tokenizer takes."""
+    return prompt.encode("utf-8", "replace").decode("utf-8")
+
+
 def clean_prompt(prompt: str) -> str:
     """The prompt as the tokenizer sees it: mojibake mended, HTML entities decoded, whitespace collapsed."""
+    prompt = whole_characters(prompt)
     try:
         import ftfy
     except ImportError:

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..errors import HeliosError
+from ..errors import HeliosError, shortened
 from .step import Velocity, batched
 from .unipc import UniPC
 
@@ -39,7 +39,7 @@ class Euler:
 def check_solver(name: str) -> None:
     """Refuses an unknown solver by name."""
     if name not in SOLVERS:
-        raise HeliosError(f"solver={name!r} is unknown; use one of {', '.join(SOLVERS)}.")
+        raise HeliosError(f"solver={shortened(name)} is unknown; use one of {', '.join(SOLVERS)}.")
 
 
 def solve(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import HeliosError
+from ..errors import HeliosError, shortened
 from ..video.frames import as_output
 from .chunk import Chunk
 from .video import Frames
@@ -34,7 +34,7 @@ class HeliosOutput:
 def check_output_type(output_type: str) -> None:
     """Refuses a form that no clip has."""
     if output_type not in OUTPUT_TYPES:
-        raise HeliosError(f"output_type={output_type!r} is unknown; use one of {', '.join(OUTPUT_TYPES)}.")
+        raise HeliosError(f"output_type={shortened(output_type)} is unknown; use one of {', '.join(OUTPUT_TYPES)}.")
 
 
 def whole_clip(chunks: Iterable[Chunk], decode: Callable[[Tensor], Tensor], output_type: str) -> HeliosOutput:

@@ -11,7 +11,7 @@ import folder_paths
 from comfy.cli_args import args
 from comfy_api.latest import io
 
-from ...helios_core.errors import HeliosError
+from ...helios_core.errors import HeliosError, shortened
 from ...helios_core.take.history import History
 from ...helios_core.take.seed_changes import SeedChanges, parse_seed_changes
 from ...helios_core.take.store import DEFAULT_MAX_BYTES, FOLDER_NAME, ChunkStore
@@ -30,7 +30,9 @@ def output_store() -> ChunkStore:
     try:
         max_bytes = DEFAULT_MAX_BYTES if limit is None else int(float(limit) * 2**30)
     except (ValueError, OverflowError):
-        raise HeliosError(f"{LIMIT_VARIABLE}={limit!r} is not a number; set it to gibibytes, like 32.") from None
+        raise HeliosError(
+            f"{LIMIT_VARIABLE}={shortened(limit)} is not a number; set it to gibibytes, like 32."
+        ) from None
     output = folder_paths.get_output_directory()
     folder = Path(output) / FOLDER_NAME
     if not folder_paths.is_within_directory(output, str(folder / "takes")):

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from ...helios_core.checkpoint.folder import existing_file, read_json, read_tensors, weight_files
 from ...helios_core.checkpoint.header import read_header
+from ...helios_core.checkpoint.quantised import holds_numbers, layer_formats
 from ...helios_core.checkpoint.umt5 import SPIECE_TENSOR, TIED_EMBEDDING, umt5_config
 from ...helios_core.errors import HeliosError
+from ...helios_core.networks.text import whole_characters
 
 NAME = "umt5xxl"
 MAX_TOKENS = 512
@@ -54,7 +56,8 @@ def load_text_encoder(path: str | Path) -> comfy.sd.CLIP:
 
 
 def _check_tensors(tensors: dict[str, Tensor], config: dict[str, Any], path: Path) -> None:
-    """Core would go on without a tensor that is missing, and fail in torch's words over one of another shape."""
+    """Core goes on without a tensor, casts whole numbers, and fails in torch's words over another shape."""
+    forms = layer_formats(tensors, {}, path)
     try:
         skeleton = comfy.text_encoders.t5.T5(core_config(config), None, "meta", comfy.ops.disable_weight_init)
     except (KeyError, TypeError, ValueError, RuntimeError):
@@ -64,6 +67,8 @@ def _check_tensors(tensors: dict[str, Tensor], config: dict[str, Any], path: Pat
         if tensor is None or (tensor.dtype != torch.uint8 and tensor.shape != wanted.shape):
             found = "lacks" if tensor is None else f"has {list(tensor.shape)} instead of {list(wanted.shape)} for"
             raise HeliosError(f"{path} {found} the text encoder's {name}; download it again.")
+        if not holds_numbers(name, tensor, forms):
+            raise HeliosError(f"{path} has {tensor.dtype} for the text encoder's {name}; download it again.")
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], type]:
@@ -157,9 +162,7 @@ def _tokenizer_class(tokenizer: str | Tensor, reader: type) -> type:
             )
 
         def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs: Any) -> list:
-            # JSON may carry half a surrogate pair, which no tokenizer takes.
-            text = str(text).encode("utf-8", "replace").decode("utf-8")
-            batches = super().tokenize_with_weights(text, return_word_ids, **kwargs)
+            batches = super().tokenize_with_weights(whole_characters(str(text)), return_word_ids, **kwargs)
             return [self._truncated(batch) for batch in batches]
 
         def _truncated(self, tokens: list) -> list:

@@ -1,5 +1,6 @@
 """Inputs far beyond what a node means: refused at once, in one sentence, under the input that is wrong."""
 
+import os
 import shutil
 import time
 
@@ -7,6 +8,7 @@ import pytest
 from helios_comfy_graphs import SIZE, TINY, film, node
 from safetensors.torch import load_file
 
+from helios_core.take.store import FOLDER_NAME
 from helios_setup.errors import PromptRejectedError
 from helios_setup.server import failure
 
@@ -205,10 +207,11 @@ def test_a_folder_that_cannot_be_read_hides_no_node(comfy):
     [
         ("occupied.txt/x", "filename_prefix='occupied.txt/x' cannot be used"),
         ("a" * 300, "cannot be used (its name has more than 200 bytes)"),
+        ("a" * 300 + "/x", "File name too long"),
         ("\0", "filename_prefix="),
         ("\ud800/x", "filename_prefix="),
     ],
-    ids=["file", "long", "nul", "surrogate"],
+    ids=["file", "long", "long folder", "nul", "surrogate"],
 )
 def test_a_history_that_cannot_be_written_is_told_in_one_sentence(comfy, prefix, words):
     (base(comfy) / "output" / "occupied.txt").write_text("a file where a folder could be")
@@ -239,7 +242,7 @@ def test_names_that_are_no_names_are_told_under_their_input(comfy, kind, name):
                 if error[1] in ("", name)]  # fmt: skip
 
     assert told() == [("required_input_missing", name, name)]
-    for value in (None, {}, {"a": 1}, "x" * 100_000):
+    for value in (None, {}, {"a": 1}, {"__value__": ["a"]}, "x" * 100_000):
         ((error, _, details),) = told(**{name: value})
         assert error == "custom_validation_failed" and details.startswith(f"{name} - ") and len(details) < 400
 
@@ -252,6 +255,28 @@ def test_a_bad_take_is_told_once_under_no_other_input(comfy):
     graph["shown"] = SHOWN
     message = refused(comfy, graph)
     assert "take 'a/b" in message and "seed_changes" not in message
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs links")
+def test_a_store_that_a_link_leads_out_of_the_output_folder_is_refused(comfy, tmp_path):
+    store, aside = base(comfy) / "output" / FOLDER_NAME, tmp_path / "aside"
+    store.mkdir(exist_ok=True)
+    store.rename(aside)
+    (outside := tmp_path / "outside").mkdir()
+    try:
+        store.symlink_to(outside)
+        assert "leads out of the output folder by a link" in refused(comfy, film("linked-store", chunks=1))
+        store.unlink()
+        store.mkdir()
+        (store / "takes").symlink_to(outside)
+        assert "leads out of the output folder by a link" in refused(comfy, film("linked-store", chunks=1))
+    finally:
+        if store.is_symlink():
+            store.unlink()
+        else:
+            shutil.rmtree(store)
+        aside.rename(store)
+    assert not list(outside.iterdir())
 
 
 CHAIN_INPUTS = ("model", "positive", "negative", "cfg", "sampler", "history", "seed")

@@ -1,9 +1,10 @@
-"""Short soaks: the same jobs, measurements and bounds as ``benchmarks/soak.py`` and ``benchmarks/live.py``."""
+"""Short soaks: the jobs, films, measurements and bounds of the benchmarks."""
 
+import shutil
 import sys
 
 import pytest
-from helios_benchmarks import live, soak
+from helios_benchmarks import live, memory, soak
 
 JOBS, WARM, INTERRUPTS = 24, 12, 6
 
@@ -34,6 +35,18 @@ def test_a_live_film_leaves_nothing_behind(comfyui_tree, tmp_path, monkeypatch):
     assert figures["rss_growth"] <= soak.ALLOWED_MIB
     assert figures["handles_growth"] <= soak.ALLOWED_HANDLES and figures["threads_growth"] <= soak.ALLOWED_THREADS
     assert film.waited.keys() == {"feed", "file", "prompts"} and all(film.waited.values())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="measures through /proc")
+def test_a_films_peak_does_not_grow_with_its_length(comfyui_tree, tiny_models, tmp_path, monkeypatch):
+    """With blocks given back when they are freed, so that what is measured is what is held. A leaked chunk: 6 MiB."""
+    for name, value in (soak.HEAPS, ("MALLOC_TRIM_THRESHOLD_", soak.HEAPS[1]), ("MALLOC_ARENA_MAX", "1")):
+        monkeypatch.setenv(name, value)
+    (tmp_path / "models" / "diffusers").mkdir(parents=True)
+    shutil.copytree(tiny_models[memory.TINY], tmp_path / "models" / "diffusers" / memory.TINY)
+    short, long = (memory.comfyui(comfyui_tree, tmp_path, 128, 128, chunks)[0] for chunks in (8, 44))
+    assert long - short <= 20
 
 
 def test_a_directions_time_is_told_in_parts_of_the_one_allowed():

@@ -136,6 +136,12 @@ def test_truncation_is_reported(folder: Path, caplog: pytest.LogCaptureFixture) 
     ]
 
 
+def test_half_a_surrogate_pair_is_a_question_mark(folder: Path) -> None:
+    """As under ComfyUI: JSON may carry it, and no tokenizer takes it."""
+    encoder = load_text_encoder(folder)
+    assert torch.equal(encoder.encode(["a \ud800 boat"]), encoder.encode(["a ? boat"]))
+
+
 def test_dtype_is_kept(folder: Path) -> None:
     assert load_text_encoder(folder, dtype=torch.bfloat16).encode(["a boat"]).dtype == torch.bfloat16
 

@@ -10,7 +10,7 @@ from helios_comfy_graphs import film, node
 from helios_fuzz_graphs import graphs
 from helios_fuzz_profiles import tries
 from helios_fuzz_served import attempt
-from helios_fuzz_strategies import damaged, safetensors_files
+from helios_fuzz_strategies import damaged, safetensors_files, split
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, load_file, save
@@ -77,6 +77,17 @@ def test_a_tokenizer_is_bytes(abused, whole):
     tensors = load(whole["clip"])
     tensors["spiece_model"] = tensors["spiece_model"].view(torch.float8_e4m3fn)
     assert attempt(abused, loading("clip", plant(abused, "clip", save(tensors)))) == "one sentence"
+
+
+@pytest.mark.parametrize("kind", ["model", "vae", "clip", "lora"])
+def test_weights_are_no_whole_numbers(abused, whole, kind):
+    """Core would make floating-point of them without a word."""
+    tensors = load(whole[kind])
+    name = next(name for name, tensor in tensors.items() if tensor.ndim > 1 and tensor.dtype == torch.float32)
+    metadata = split(whole[kind])[0].get("__metadata__")
+    for changed in (tensors[name].to(torch.int32), tensors[name].contiguous().view(torch.uint8)):
+        data = save(tensors | {name: changed}, metadata)
+        assert attempt(abused, loading(kind, plant(abused, kind, data))) == "one sentence"
 
 
 @tries(25)

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 
-from ...errors import HeliosError
+from ...errors import HeliosError, shortened
 from ..load import check_state_dict, place
 from ..quantised import decoders, without_companions
 from ..source import TransformerSource
@@ -26,7 +26,7 @@ def check_offload(offload: str | None) -> None:
         HeliosError: neither one of ``OFFLOADS`` nor None.
     """
     if offload is not None and offload not in OFFLOADS:
-        raise HeliosError(f"offload={offload!r} is unknown; use 'disk', 'cpu' or None.")
+        raise HeliosError(f"offload={shortened(offload)} is unknown; use 'disk', 'cpu' or None.")
 
 
 def stream_transformer(

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ...errors import HeliosError
+from ...errors import HeliosError, shortened
 
 # Older versions of PyTorch can choose among backends, and not order them.
 _HAS_PRIORITY = "set_priority" in inspect.signature(sdpa_kernel).parameters
@@ -81,7 +81,7 @@ def choose_attention(name: str = "auto", device: torch.device | str = "cpu") -> 
         HeliosError: an unknown name, or a backend that is not installed or not made for this device.
     """
     if name not in ATTENTION_NAMES:
-        raise HeliosError(f"attention={name!r} is unknown; use one of {', '.join(ATTENTION_NAMES)}.")
+        raise HeliosError(f"attention={shortened(name)} is unknown; use one of {', '.join(ATTENTION_NAMES)}.")
     generation = _generation(torch.device(device))
     if name == "auto":
         for backend in BACKENDS.values():
