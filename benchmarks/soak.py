@@ -4,7 +4,7 @@
 
 Queues the shipped workflows (every variant with text, image and video to video, chunks by hand, prompts that change,
 a film to disk) with helios-tiny at 64x64, one after the other over HTTP, and interrupts some at random moments. The
-store is held to a few megabytes; its files are made two hours older after each job, since eviction spares those of
+store is held to a few megabytes; its files are made a day older after each job, since eviction spares those of
 the last hour. Prints figures, and writes them as ``soak.json`` and ``soak.png`` (Linux only; the plot needs
 ``pip install ".[bench]"``).
 """
@@ -131,7 +131,6 @@ def start(tree: Path, base: Path, variants: Sequence[str] = VARIANTS) -> ComfySe
         subprocess.run(command, check=True, capture_output=True)
     own = ["--base-directory", str(base), "--temp-directory", str(base), "--database-url", "sqlite:///:memory:"]
     os.environ[LIMIT_VARIABLE] = str(QUOTA_MIB / 1024)
-    os.environ.setdefault(*HEAPS)
     return ComfyServer(tree, Path(sys.executable), base / "comfyui.log", [*own, "--cpu", "--force-fp32"])
 
 
@@ -245,6 +244,7 @@ def main() -> int:
     if tree is None:
         parser.error("no ComfyUI: run `python run.py setup`, or give --comfyui")
     stop_on_terminate()
+    os.environ.setdefault(*HEAPS)
     options.output.mkdir(parents=True, exist_ok=True)
     rows: list[Measured] = []
     with tempfile.TemporaryDirectory() as temporary, start(tree, Path(temporary)) as server:
@@ -256,8 +256,9 @@ def main() -> int:
                 flush=True,
             )
     figures = summary(rows, min(WARM_JOBS, len(rows)))
-    result = {"summary": figures, "jobs": [asdict(row) for row in rows]}
-    (options.output / "soak.json").write_text(json.dumps(result, indent=1) + "\n")
+    lines = ",\n  ".join(json.dumps(asdict(row)) for row in rows)
+    text = f'{{"summary": {json.dumps(figures)},\n "jobs": [\n  {lines}\n]}}\n'
+    (options.output / "soak.json").write_text(text)
     for name, value in figures.items():
         print(f"{name}: {value:.2f}")
     plot(rows, options.output / "soak.png")

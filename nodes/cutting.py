@@ -14,7 +14,6 @@ from ..helios_core.errors import HeliosError, shortened
 from ..helios_core.take.film import MOST_CHUNKS
 from ..helios_core.variants import CHUNK_FRAMES, CHUNK_LATENT_FRAMES
 from ..helios_core.video.reader import read_chunk
-from .adapters.graph_checks import check_node
 from .adapters.pictures import check_on_disk
 from .adapters.sockets import check_text
 from .chunks import check_chain_latents
@@ -117,7 +116,7 @@ class HeliosSplitVideo(io.ComfyNode):
             chunk_numbers("chunks", chunks or "")
         except HeliosError as error:
             return str(error)
-        return check_node()
+        return True
 
     @classmethod
     def execute(cls, video: Any, chunks: str, chunk_frames: int) -> io.NodeOutput:

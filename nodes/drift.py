@@ -15,7 +15,6 @@ from ..helios_core.video.drift.plot import matplotlib_figure, picture
 from ..helios_core.video.drift.report import DriftReport, report_frames, report_video
 from ..helios_core.video.reader import VideoReader
 from .adapters.aesthetic import installed_scores
-from .adapters.graph_checks import check_node
 from .adapters.pictures import interruptible, pixels
 from .adapters.sockets import check_text
 from .cutting import chunk_frames_input, chunk_numbers
@@ -66,7 +65,7 @@ class HeliosDriftReport(io.ComfyNode):
             chunk_numbers("prompt_changes", prompt_changes or "")
         except HeliosError as error:
             return str(error)
-        return check_node()
+        return True
 
     @classmethod
     def execute(cls, video: Any, chunk_frames: int, prompt_changes: str = "") -> io.NodeOutput:

@@ -10,7 +10,6 @@ from comfy_api.latest import io, ui
 from ..helios_core.errors import HeliosError
 from ..helios_core.take.history import History
 from ..helios_core.take.history_file import load_history, save_history
-from .adapters.graph_checks import check_node
 from .adapters.history_paths import SUFFIX, history_path
 from .adapters.model_files import check_prefix, save_path
 from .history import HistoryType
@@ -50,7 +49,7 @@ class HeliosSaveHistory(io.ComfyNode):
             check_prefix(filename_prefix or "")
         except HeliosError as error:
             return str(error)
-        return check_node()
+        return True
 
     @classmethod
     def execute(cls, history: History, filename_prefix: str) -> io.NodeOutput:
@@ -89,7 +88,7 @@ class HeliosLoadHistory(io.ComfyNode):
             history_path(file)
         except HeliosError as error:
             return str(error)
-        return check_node()
+        return True
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> tuple[str, int]:

@@ -179,7 +179,7 @@ class HeliosTextEncoderLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, text_encoder: str | None = None) -> bool | str:
-        return check_installed(text_encoder, TEXT_ENCODERS) or check_node()
+        return check_installed(text_encoder, TEXT_ENCODERS) or True
 
     @classmethod
     def execute(cls, text_encoder: str) -> io.NodeOutput:
@@ -204,7 +204,7 @@ class HeliosVAELoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, vae: str | None = None) -> bool | str:
-        return check_installed(vae, VAES) or check_node()
+        return check_installed(vae, VAES) or True
 
     @classmethod
     def execute(cls, vae: str) -> io.NodeOutput:

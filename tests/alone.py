@@ -11,10 +11,13 @@ import pickle
 import shutil
 import traceback
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 from _pytest.runner import runtestprotocol
+
+# What a test's process has to say, in its folder: a pipe would stay open as long as any process that it leaves behind.
+SAID = "said.pickle"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,32 +40,29 @@ def _reports(item: pytest.Item) -> list[pytest.TestReport]:
     """What a process says of the test; of one that ended before it said anything, a failure."""
     factory = item.config._tmp_path_factory  # type: ignore[attr-defined]
     folder = factory.mktemp("alone")
-    reader, writer = os.pipe()
     process = os.fork()
     if not process:
-        os.close(reader)
-        with os.fdopen(writer, "wb") as out:
-            _run(item, folder, out)
+        _run(item, folder)
         os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as said:
-        data = said.read()
     status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    try:
+        said = pickle.loads((folder / SAID).read_bytes())
+    except (OSError, EOFError):
+        said = f"its process ended with {status}"
     shutil.rmtree(folder, ignore_errors=True)
-    hook = item.config.hook
-    if data:
-        return [hook.pytest_report_from_serializable(config=item.config, data=part) for part in pickle.loads(data)]
-    return [pytest.TestReport(item.nodeid, item.location, {}, "failed", f"its process ended with {status}", "call")]
+    if isinstance(said, str):
+        return [pytest.TestReport(item.nodeid, item.location, {}, "failed", said, "call")]
+    return [item.config.hook.pytest_report_from_serializable(config=item.config, data=part) for part in said]
 
 
-def _run(item: pytest.Item, folder: Path, out: BinaryIO) -> None:
+def _run(item: pytest.Item, folder: Path) -> None:
     """In the test's process: everything from its first fixture to the end of its last."""
     config = item.config
     config._tmp_path_factory._basetemp = folder  # type: ignore[attr-defined]
+    said: Any
     try:
         reports: list[Any] = runtestprotocol(item, log=False, nextitem=None)
-        data = [config.hook.pytest_report_to_serializable(config=config, report=report) for report in reports]
-        out.write(pickle.dumps(data))
+        said = [config.hook.pytest_report_to_serializable(config=config, report=report) for report in reports]
     except BaseException:
-        traceback.print_exc()
-        os._exit(1)
+        said = traceback.format_exc()
+    (folder / SAID).write_bytes(pickle.dumps(said))

@@ -115,7 +115,11 @@ def _read(path: Path, file: BinaryIO, size: int) -> Header:
 def _parsed(path: Path, text: bytes) -> dict[str, Any]:
     try:
         content = json.loads(
-            text.decode("utf-8"), object_pairs_hook=_unique, parse_float=_no_number, parse_constant=_no_number
+            text.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_int=_whole,
+            parse_float=_no_number,
+            parse_constant=_no_number,
         )
     except (ValueError, RecursionError):
         content = None
@@ -129,6 +133,12 @@ def _refuse_other_formats(path: Path, start: bytes) -> None:
     for sign, meaning in _SIGNS:
         if start.lstrip().startswith(sign):
             raise HeliosError(f"{path} {meaning}.")
+
+
+def _whole(text: str) -> int:
+    if math.isinf(float(text)):  # the library reads large ones as float64
+        raise ValueError(text)
+    return int(text)
 
 
 def _no_number(text: str) -> None:

@@ -180,11 +180,13 @@ def _adapter(module: str, group: Adapter, shape: tuple[int, ...], path: Path) ->
                 f"{path} was made for another model: {module} is {told} there and {list(shape)} here; choose a "
                 "Wan 2.1 14B or Helios LoRA."
             )
+        found |= {role: group[role] for role in _EXTRA if role in group}
         for role, tensor in found.items():
-            _check_numbers(tensor, f"{module}.{role}", path)
+            if role != "alpha":
+                _check_numbers(tensor, f"{module}.{role}", path)
         # A convolution's factor as a matrix, which makes the loader's Kronecker product right in any dimension.
         found |= {"lokr_w2": found["lokr_w2"].flatten(1)} if "lokr_w2" in found else {}
-        return found | {role: group[role] for role in _EXTRA if role in group}
+        return found
     return {}
 
 

@@ -132,13 +132,14 @@ def packed_form(name: Any) -> Form | None:
 
 
 def shape_of(key: str, value: Any, forms: Mapping[str, str]) -> tuple[int, ...] | None:
-    """The shape of a weight's numbers; None where bytes do not tell, as those of core's own 4-bit formats.
+    """The shape of a weight's numbers; None where its bytes do not tell, as those of core's own 4-bit formats.
 
     ``value`` is a tensor or a header's entry; ``forms`` are the formats by layer.
     """
-    shape, form = tuple(value.shape), packed_form(forms.get(key.removesuffix(".weight")))
-    if value.dtype != torch.uint8 or getattr(value, "form", None) is not None:
+    shape, name = tuple(value.shape), forms.get(key.removesuffix(".weight"))
+    if value.dtype.is_floating_point or name in _FLOATING or getattr(value, "form", None) is not None:
         return shape
+    form = packed_form(name)
     if form is None:
         return None
     return form.shape(shape) if len(shape) == 2 and shape[1] % form.nbytes == 0 else ()

@@ -25,8 +25,9 @@ from ..checkpoint.quantised import (
     without_companions,
 )
 from ..checkpoint.source import CONFIG_KEY, SCHEDULER_KEY, VARIANT_KEY, open_transformer
-from ..checkpoint.text import umt5_shapes
-from ..checkpoint.umt5 import MATRICES, SPIECE_TENSOR, TIED_EMBEDDING, umt5_config
+from ..checkpoint.text import umt5_skeleton
+from ..checkpoint.umt5 import EMBEDDING, MATRICES, SPIECE_TENSOR, TIED_EMBEDDING, umt5_config
+from ..checkpoint.vae import vae_without_data
 from ..checkpoint.vae_names import native_vae
 from ..errors import HeliosError
 
@@ -97,8 +98,12 @@ def plan_transformer(path: Path, dtype: str, variant: str | None, keep_blocks: i
     source = open_transformer(path, variant)
     found = source.entries()
     model = without_data(source, torch.float32)
+    state = _with_companions(found)
+    check_state_dict(model, state, path, metadata=source.metadata)
+    decode = decoders(state, source.metadata, path)
+    found = {key: (file, _unpacked(entry, decode.get(key))) for key, (file, entry) in found.items()}
     entries = {key: entry for key, (_, entry) in without_companions(found).items()}
-    check_state_dict(model, entries, path)  # type: ignore[arg-type]
+    decode |= {key: Packed(entry.form) for key, entry in entries.items() if entry.form is not None}
     form = FORMS.get(dtype)
     # Packed files are for small cards: GGUF's own converters leave no block out either.
     kept = 0 if form else keep_blocks
@@ -115,7 +120,7 @@ def plan_transformer(path: Path, dtype: str, variant: str | None, keep_blocks: i
         without_companions(found),
         lambda key: torch.float32 if keeps_float32(key) else DTYPES.get(dtype, torch.bfloat16),
         is_narrow,
-        _decoders(found, source.metadata, path),
+        decode,
         form,
     )
     metadata = {VARIANT_KEY: source.variant, CONFIG_KEY: json.dumps(source.config.to_dict()),
@@ -130,12 +135,11 @@ def plan_text_encoder(path: Path, dtype: str, _variant: str | None, _keep_blocks
     spiece = existing_file(folder.parent / "tokenizer" / "spiece.model").read_bytes()
     found = read_entries(weight_files(folder, "model.safetensors"))
     found.pop(TIED_EMBEDDING, None)
-    shapes = {key: entry.shape for key, (_, entry) in found.items()}
-    wanted = umt5_shapes(umt5_config({**shapes, SPIECE_TENSOR: (len(spiece),)}, folder), folder)
-    wrong = sorted({key for key in wanted.keys() | shapes.keys() if wanted.get(key) != shapes.get(key)})
-    if wrong:
-        raise HeliosError(f"{folder} has {len(wrong)} missing, unexpected or misshaped tensors ({wrong[0]}, ...); "
-                          "download it again.")  # fmt: skip
+    state: dict[str, Any] = {key: entry for key, (_, entry) in found.items()}
+    shapes = {key: entry.shape for key, entry in state.items()}
+    model = umt5_skeleton(umt5_config({**shapes, SPIECE_TENSOR: (len(spiece),)}, folder), folder)
+    state |= {TIED_EMBEDDING: state[EMBEDDING]} if EMBEDDING in state else {}
+    check_state_dict(model, state, folder, "UMT5 text encoder")
     tensors = _planned(found, lambda _: DTYPES[dtype], lambda key: key.endswith(MATRICES), {})
     tensors.append(Planned(SPIECE_TENSOR, torch.uint8, (len(spiece),), content=spiece))
     return _finished(tensors, {}, "text_encoder", dtype, path)
@@ -146,6 +150,7 @@ def plan_vae(path: Path, dtype: str, _variant: str | None, _keep_blocks: int) ->
     _refuse(dtype, ("fp8", *FORMS), "VAE, which is small and convolutional", "bf16 or fp32")
     folder = path / "vae" if (path / "vae").is_dir() else path
     found = native_vae(read_entries([path] if path.is_file() else weight_files(folder)), path)
+    vae_without_data(folder, {key: entry for key, (_, entry) in found.items()})
     return _finished(_planned(found, lambda _: DTYPES[dtype], lambda _: False, {}), {}, "vae", dtype, path)
 
 
@@ -158,11 +163,17 @@ def _refuse(dtype: str, unfit: Iterable[str], what: str, remedy: str) -> None:
         raise HeliosError(f"dtype={dtype!r} is not for the {what}; use {remedy}.")
 
 
-def _decoders(found: Found, metadata: Mapping[str, str], path: Path) -> dict[str, Decoder]:
-    companions = found.keys() - without_companions(found).keys()
-    state: dict[str, Any] = {key: read_tensor(*found[key]) if key in companions else found[key][1] for key in found}
-    packed = {key: Packed(entry.form) for key, (_, entry) in found.items() if entry.form is not None}
-    return {**decoders(state, metadata, path), **packed}
+def _with_companions(found: Found) -> dict[str, Any]:
+    """The entry of every weight, and the scales and markers beside them as tensors."""
+    weights = without_companions(found)
+    return {key: entry if key in weights else read_tensor(file, entry) for key, (file, entry) in found.items()}
+
+
+def _unpacked(entry: TensorEntry, decode: Decoder | None) -> TensorEntry:
+    """As a GGUF file's header has it, where a marker beside the bytes tells how they are packed."""
+    if not isinstance(decode, Packed) or entry.form is not None:
+        return entry
+    return replace(entry, shape=decode.form.shape(entry.shape), form=decode.form)
 
 
 def _planned(

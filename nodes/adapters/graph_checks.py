@@ -6,6 +6,7 @@ it again when they run.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ from .prompt_graph import Wired, node_in_validation
 from .sampler import check_variant, foreign_sampler
 from .sampler_settings import base_settings, dmd_settings, pyramid_settings
 from .schedule import starts_of_rows
+from .sockets import input_names
 from .takes import check_batch
 from .whole_models import check_whole, model_of
 
@@ -59,9 +61,24 @@ class Beginning:
 
 
 def validated(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """The node, with :func:`check_node` where it has no ``validate_inputs`` of its own; those call it themselves."""
-    if "validate_inputs" not in vars(node):
-        node.validate_inputs = classmethod(lambda cls: check_node())  # type: ignore[method-assign, assignment]
+    """The node, whose validation also refuses links of inputs that it does not declare.
+
+    Core does not look at these, follows them all the same, and ends its queue for good where one leads nowhere; where
+    it leads somewhere, the node is called with an argument that it has not.
+    """
+    own = vars(node).get("validate_inputs", classmethod(lambda cls: True)).__func__
+
+    def validate_inputs(cls: type[io.ComfyNode], **values: Any) -> bool | str:
+        wired = node_in_validation()
+        for name, value in wired.inputs.items() if wired is not None else ():
+            if is_link(value) and name not in names:
+                raise HeliosError(f"{shortened(name)} is linked, but {wired.kind} has no such input; remove the link.")
+        return own(cls, **values)
+
+    names = input_names(node)
+    # Core goes by the names of the arguments: which values it hands over, and which it does not check itself.
+    validate_inputs.__signature__ = inspect.signature(own)  # type: ignore[attr-defined]
+    node.validate_inputs = classmethod(validate_inputs)  # type: ignore[method-assign, assignment]
     return node
 
 
@@ -72,21 +89,9 @@ def check_node() -> bool:
         HeliosError: the node cannot run as it stands in the graph.
     """
     node = node_in_validation()
-    if node is not None:
-        _check_links(node)
-        if node.kind in CHECKS:
-            CHECKS[node.kind](node)
+    if node is not None and node.kind in CHECKS:
+        CHECKS[node.kind](node)
     return True
-
-
-def _check_links(node: Wired) -> None:
-    """Core follows a link of an input that no node declares without looking, and ends its queue for good."""
-    for name, value in node.inputs.items():
-        if is_link(value) and value[0] not in node.prompt:
-            raise HeliosError(
-                f"{shortened(name)} comes from node {shortened(value[0])}, which is not in the graph; connect it anew, "
-                "or leave it out."
-            )
 
 
 def _check_sampler(node: Wired) -> None:

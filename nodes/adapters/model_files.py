@@ -127,7 +127,7 @@ def _is_helios(folder: Path) -> bool:
 
 
 def check_prefix(prefix: str) -> None:
-    """Refuses a prefix that leaves the output folder."""
+    """Refuses a prefix that leaves the output folder, or whose name is too long."""
     check_text("filename_prefix", prefix)
     output = folder_paths.get_output_directory()
     normal = os.path.normpath(prefix)
@@ -135,6 +135,16 @@ def check_prefix(prefix: str) -> None:
     if not inside or Path(normal).name in ("", ".", ".."):
         raise HeliosError(
             f"filename_prefix={shortened(prefix)} is not a name within the output folder; use one like video/Helios."
+        )
+    # What core puts in for %width% and the like is known when the name is made.
+    if "%" not in prefix:
+        _check_name(prefix, Path(normal).name)
+
+
+def _check_name(prefix: str, name: str) -> None:
+    if len(name.encode("utf-8", "surrogatepass")) > LONGEST_PREFIX:
+        raise HeliosError(
+            f"filename_prefix={shortened(prefix)} has a name of more than {LONGEST_PREFIX} bytes; use a shorter one."
         )
 
 
@@ -146,11 +156,10 @@ def save_path(prefix: str, width: int = 0, height: int = 0) -> tuple[str, str, i
     """
     try:
         path = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory(), width, height)[:4]
-        if len(os.fsencode(path[1])) > LONGEST_PREFIX:
-            raise ValueError(f"its name has more than {LONGEST_PREFIX} bytes")
-        return path
     except (OSError, ValueError) as error:
         raise HeliosError(
             f"filename_prefix={shortened(prefix)} cannot be used ({reason(error)}); choose a name and a folder "
             "that can be written."
         ) from error
+    _check_name(prefix, path[1])
+    return path

@@ -84,6 +84,17 @@ def _given(inputs: Iterable[io.Input], values: dict[str, Any]) -> Iterator[tuple
             yield declared.id, declared.get_io_type(), value
 
 
+def input_names(node: type[io.ComfyNode]) -> set[str]:
+    """Every name that a node declares, those of growing inputs one by one."""
+    names = set()
+    for declared in node.define_schema().inputs:
+        if isinstance(declared, io.Autogrow.Input):
+            names |= {f"{declared.id}.{name}" for name in declared.template.names}
+        else:
+            names.add(declared.id)
+    return names
+
+
 def _is_absent(declared: io.Input, value: Any) -> bool:
     """Whether an optional socket was given nothing; a widget that is left out is not among the values at all."""
     return value is None and declared.optional and not isinstance(declared, WidgetInput)

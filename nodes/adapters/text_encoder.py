@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...helios_core.checkpoint.folder import existing_file, read_json, read_tensors, weight_files
 from ...helios_core.checkpoint.header import read_header
-from ...helios_core.checkpoint.quantised import holds_numbers, layer_formats
+from ...helios_core.checkpoint.quantised import holds_numbers, layer_formats, shape_of
 from ...helios_core.checkpoint.umt5 import SPIECE_TENSOR, TIED_EMBEDDING, umt5_config
 from ...helios_core.errors import HeliosError
 from ...helios_core.networks.text import whole_characters
@@ -64,7 +64,7 @@ def _check_tensors(tensors: dict[str, Tensor], config: dict[str, Any], path: Pat
         raise HeliosError(f"{path} has an incomplete text_encoder/config.json; download it again.") from None
     for name, wanted in skeleton.state_dict().items():
         tensor = tensors.get(name)
-        if tensor is None or (tensor.dtype != torch.uint8 and tensor.shape != wanted.shape):
+        if tensor is None or shape_of(name, tensor, forms) not in (None, tuple(wanted.shape)):
             found = "lacks" if tensor is None else f"has {list(tensor.shape)} instead of {list(wanted.shape)} for"
             raise HeliosError(f"{path} {found} the text encoder's {name}; download it again.")
         if not holds_numbers(name, tensor, forms):

@@ -113,19 +113,36 @@ def test_nan_through_a_link_is_refused(comfy):
 # -- links ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", ["model", "history", "sampler", "render", "saved"])
-def test_a_link_to_no_node_is_refused(comfy, key):
-    """Of an input that nothing declares; core's queue would end for good."""
+@pytest.mark.parametrize("link", [["nowhere", 0], ["history", 7], ["astray", 0]], ids=["nowhere", "slot", "further"])
+@pytest.mark.parametrize("key", ["model", "render", "saved"])
+def test_a_link_of_an_input_that_no_node_declares_is_refused(comfy, key, link):
+    """To no node, to no output of one that was run before, or to one that is linked to no node itself.
+
+    Core's queue would end for good.
+    """
     graph = film("linked", chunks=1)
+    assert failure(comfy.run(graph)) is None
     graph["saved"] = node("HeliosSaveHistory", history=["render", 1], filename_prefix="linked")
-    graph[key]["inputs"]["unknown"] = ["nowhere", 7]
+    graph["astray"] = node("HeliosEmptyHistory", width=["nowhere", 0], height=SIZE, batch_size=1)
+    graph[key]["inputs"]["unknown"] = link
     status, body = comfy.post_raw("/prompt", {"prompt": graph})
     (error,) = body["node_errors"][key]["errors"]
-    assert "'unknown' comes from node 'nowhere', which is not in the graph" in error["details"]
+    assert "'unknown' is linked, but Helios" in error["details"]
     if key == "saved":  # the film is an output of its own
         assert failure(comfy.wait(body["prompt_id"])) is None
     else:
         assert status == 400
+
+
+def test_every_helios_node_refuses_it(comfy):
+    """Of the inputs that it declares, a growing one's rows among them, none is meant."""
+    kinds = [kind for kind in comfy.object_info() if kind.startswith("Helios")]
+    assert len(kinds) > 20
+    for kind in kinds:
+        names = ("unknown", "rows.unknown", "parts.part_999")
+        for name in names:
+            found = errors(comfy, {"tried": node(kind, **{name: ["nowhere", 0]}), "shown": SHOWN}, "tried")
+            assert any(f"'{name}' is linked, but {kind} has no such input" in details for *_, details in found), kind
 
 
 # -- texts --------------------------------------------------------------------------------------------
@@ -206,7 +223,7 @@ def test_a_folder_that_cannot_be_read_hides_no_node(comfy):
     ("prefix", "words"),
     [
         ("occupied.txt/x", "filename_prefix='occupied.txt/x' cannot be used"),
-        ("a" * 300, "cannot be used (its name has more than 200 bytes)"),
+        ("a" * 300, "has a name of more than 200 bytes"),
         ("a" * 300 + "/x", "File name too long"),
         ("\0", "filename_prefix="),
         ("\ud800/x", "filename_prefix="),
@@ -221,9 +238,18 @@ def test_a_history_that_cannot_be_written_is_told_in_one_sentence(comfy, prefix,
 
 
 def test_a_films_name_that_is_too_long_is_refused(comfy):
+    """Before anything is made, where the graph tells; what core puts into it is known later."""
     picture = node("EmptyImage", width=SIZE, height=SIZE, batch_size=2, color=0)
     joined = node("HeliosJoinVideos", **{"parts.part_0": ["picture", 0]}, filename_prefix="é" * 101)
-    assert "has more than 200 bytes" in refused(comfy, {"picture": picture, "joined": joined})
+    graph = {"picture": picture, "joined": joined}
+    ((_, _, details),) = errors(comfy, graph, "joined")
+    assert "has a name of more than 200 bytes" in details
+    joined["inputs"]["filename_prefix"] = "é" * 97 + "%width%"  # 64
+    assert ended(comfy, graph) is None
+    joined["inputs"]["filename_prefix"] = "é" * 100
+    assert ended(comfy, graph) is None
+    joined["inputs"]["filename_prefix"] = "é" * 100 + "%width%"
+    assert "has a name of more than 200 bytes" in refused(comfy, graph)
 
 
 @pytest.mark.parametrize(

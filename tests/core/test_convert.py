@@ -192,6 +192,44 @@ def test_bad_files_are_named_and_leave_nothing_behind(released, tmp_path, monkey
         quietly(released, out)
 
 
+@pytest.mark.parametrize(("form", "dtype"), [("int8_tensorwise", torch.int8), ("nvfp4", torch.uint8)])
+def test_what_only_comfyui_multiplies_out_is_told_as_such(released, tmp_path, form, dtype):
+    file = quietly(released, tmp_path / "plain.safetensors", "bf16")
+    tensors, metadata = read(file)
+    layer = "blocks.0.self_attn.q"
+    weight = tensors[f"{layer}.weight"]
+    narrow = weight.to(dtype) if dtype == torch.int8 else weight[:, ::2].to(dtype)
+    marker = torch.frombuffer(bytearray(json.dumps({"format": form}).encode()), dtype=torch.uint8)
+    tensors |= {f"{layer}.weight": narrow, f"{layer}.weight_scale": torch.ones(()), f"{layer}.comfy_quant": marker}
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, file, metadata)
+    with pytest.raises(HeliosError, match=f"quantised as '{form}', which runs in ComfyUI only"):
+        quietly(file, tmp_path / "out.safetensors", "bf16")
+
+
+def test_packed_weights_of_a_safetensors_file(released, tmp_path):
+    """As core's Model Save writes a GGUF model: bytes, and markers that say how they are packed."""
+    packed = quietly(released, tmp_path / "packed.gguf", "q5_0")
+    source = open_transformer(packed)
+    saved = {key: tensor.contiguous() for key, tensor in source.state_dict().items()}
+    assert any(tensor.dtype == torch.uint8 and tensor.ndim == 2 for tensor in saved.values())
+    save_file(saved, tmp_path / "packed.safetensors", read(quietly(released, tmp_path / "plain.safetensors"))[1])
+    tensors, _ = read(quietly(tmp_path / "packed.safetensors", tmp_path / "one.safetensors", "fp32"))
+    wanted, _ = read(quietly(packed, tmp_path / "two.safetensors", "fp32"))
+    assert tensors.keys() == wanted.keys() and all(torch.equal(tensors[key], wanted[key]) for key in wanted)
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+def test_weights_of_whole_numbers_are_refused(released, tmp_path, part):
+    folder = tmp_path / "changed"
+    shutil.copytree(released, folder)
+    file = next(path for path in sorted((folder / part).glob("*.safetensors")))
+    state = load_file(file)
+    key = next(key for key, tensor in state.items() if tensor.ndim > 1)
+    save_file(state | {key: state[key].int()}, file)
+    with pytest.raises(HeliosError, match=r"1 whole-number .*torch\.int32"):
+        quietly(folder, tmp_path / "out.safetensors", "bf16", part)
+
+
 def test_a_result_that_differs_is_noticed(released, tmp_path, monkeypatch):
     import helios_core.commands.convert as module
 

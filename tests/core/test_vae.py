@@ -262,6 +262,7 @@ def test_load_vae_refuses_bad_files(folder):
     weights.unlink()
     with pytest.raises(HeliosError, match="is missing"):
         load_vae(folder)
+    weights.write_bytes(whole)
     (folder / "config.json").write_text("{")
     with pytest.raises(HeliosError, match="cannot be read"):
         load_vae(folder)

@@ -37,7 +37,7 @@ export class Bands {
     const focused = /** @type {HTMLElement | null} */ (this.root.querySelector(':focus'))
     this.root.replaceChildren(...model.rows.flatMap((_, row) => this._row(row)))
     const again = focused && this.root.querySelector(`.${focused.className}[data-row='${focused.dataset.row}']`)
-    if (again instanceof HTMLElement) again.focus()
+    if (again instanceof HTMLElement) again.focus({ preventScroll: true })
   }
 
   /** @param {number} row @returns {[number, number]} its chunks, from and to, counted from the take's first */
