@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ...helios_core.checkpoint.folder import existing_file, read_json, read_tensors, weight_files
 from ...helios_core.checkpoint.header import read_header
-from ...helios_core.checkpoint.quantised import holds_numbers, layer_formats, shape_of
+from ...helios_core.checkpoint.load import check_state_dict
+from ...helios_core.checkpoint.quantised import without_companions
 from ...helios_core.checkpoint.umt5 import SPIECE_TENSOR, TIED_EMBEDDING, umt5_config
 from ...helios_core.errors import HeliosError
 from ...helios_core.networks.text import whole_characters
@@ -38,15 +39,11 @@ def load_text_encoder(path: str | Path) -> comfy.sd.CLIP:
         HeliosError: a file is missing, damaged or foreign.
     """
     path = Path(path)
-    if path.is_file():
-        tensors, config, tokenizer = _read_file(path)
-        # A single file is stored in the type it is to be used in; core holds the same view.
-        dtype: torch.dtype | None = tensors["encoder.final_layer_norm.weight"].dtype
-    else:
-        tensors, config, tokenizer = _read_folder(path)
-        dtype = None
+    tensors, config, tokenizer = _read_file(path) if path.is_file() else _read_folder(path)
     tensors.pop(TIED_EMBEDDING, None)
     _check_tensors(tensors, config, path)
+    # A single file is stored in the type it is to be used in; core holds the same view.
+    dtype = tensors["encoder.final_layer_norm.weight"].dtype if path.is_file() else None
     quantisation = comfy.utils.detect_layer_quantization(tensors, "")
     target = comfy.supported_models_base.ClipTarget(tokenizer, _model_class(core_config(config), dtype, quantisation))
     parameters = comfy.utils.calculate_parameters(tensors)
@@ -56,19 +53,17 @@ def load_text_encoder(path: str | Path) -> comfy.sd.CLIP:
 
 
 def _check_tensors(tensors: dict[str, Tensor], config: dict[str, Any], path: Path) -> None:
-    """Core goes on without a tensor, casts whole numbers, and fails in torch's words over another shape."""
-    forms = layer_formats(tensors, {}, path)
+    """Core goes on without a tensor, casts whole numbers, and fails in torch's words over another shape.
+
+    It ignores those of a decoder, which files of the whole model have.
+    """
     try:
         skeleton = comfy.text_encoders.t5.T5(core_config(config), None, "meta", comfy.ops.disable_weight_init)
     except (KeyError, TypeError, ValueError, RuntimeError):
         raise HeliosError(f"{path} has an incomplete text_encoder/config.json; download it again.") from None
-    for name, wanted in skeleton.state_dict().items():
-        tensor = tensors.get(name)
-        if tensor is None or shape_of(name, tensor, forms) not in (None, tuple(wanted.shape)):
-            found = "lacks" if tensor is None else f"has {list(tensor.shape)} instead of {list(wanted.shape)} for"
-            raise HeliosError(f"{path} {found} the text encoder's {name}; download it again.")
-        if not holds_numbers(name, tensor, forms):
-            raise HeliosError(f"{path} has {tensor.dtype} for the text encoder's {name}; download it again.")
+    ignored = without_companions(tensors).keys() - skeleton.state_dict().keys()
+    used = {name: tensor for name, tensor in tensors.items() if name not in ignored}
+    check_state_dict(skeleton, used, path, "UMT5 text encoder")
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], type]:

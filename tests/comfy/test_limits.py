@@ -139,8 +139,7 @@ def test_every_helios_node_refuses_it(comfy):
     kinds = [kind for kind in comfy.object_info() if kind.startswith("Helios")]
     assert len(kinds) > 20
     for kind in kinds:
-        names = ("unknown", "rows.unknown", "parts.part_999")
-        for name in names:
+        for name in ("unknown", "rows.unknown", "parts.part_999"):
             found = errors(comfy, {"tried": node(kind, **{name: ["nowhere", 0]}), "shown": SHOWN}, "tried")
             assert any(f"'{name}' is linked, but {kind} has no such input" in details for *_, details in found), kind
 

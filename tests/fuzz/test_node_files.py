@@ -79,6 +79,14 @@ def test_a_tokenizer_is_bytes(abused, whole):
     assert attempt(abused, loading("clip", plant(abused, "clip", save(tensors)))) == "one sentence"
 
 
+def test_a_text_encoder_of_a_whole_model(abused, whole):
+    """Its decoder is ignored, as core ignores it; what is missing of the encoder is told."""
+    tensors = load(whole["clip"]) | {"decoder.final_layer_norm.weight": torch.ones(32)}
+    assert attempt(abused, loading("clip", plant(abused, "clip", save(tensors)))) == "ran"
+    del tensors["encoder.final_layer_norm.weight"]
+    assert attempt(abused, loading("clip", plant(abused, "clip", save(tensors)))) == "one sentence"
+
+
 @pytest.mark.parametrize("kind", ["model", "vae", "clip", "lora"])
 def test_weights_are_no_whole_numbers(abused, whole, kind):
     """Core would make floating-point of them without a word."""
